@@ -1,0 +1,52 @@
+"""How a plugin declares itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pluggy
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from rift_core.backend import ProbeResult
+
+PROJECT = "rift"
+"""Name of the pluggy project and prefix of every hook."""
+
+ENTRY_POINTS = "rift.plugins"
+"""Entry point group: ``name = "module"``."""
+
+COMMANDS = "rift.commands"
+"""Entry point group of click commands that plugins add to ``rift``."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+PluginKind = Literal["backend", "isa", "binding", "loader", "exit_handler", "extension"]
+
+
+class Section(BaseModel):
+    """Base of every plugin's settings: one table of the configuration file.
+
+    Core adds the discriminating key ``name``; a plugin declares only its own keys.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """A plugin's visiting card.
+
+    :param name: unique within its kind; a binding's is ``backend/isa``.
+    :param config: the model of its table; the base class where it has no settings.
+    :param probe: backends only: says whether and how well it works here. Takes the section. Must not raise.
+    """
+
+    kind: PluginKind
+    name: str
+    summary: str
+    config: type[Section] = Section
+    probe: Callable[[Section], ProbeResult] | None = None
