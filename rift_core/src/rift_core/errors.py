@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from rift_core.exits import Exit
+    from rift_core.exits import Exit, Stop
     from rift_core.report import FaultReport
 
 
@@ -147,3 +147,11 @@ class LimitError(GuestError):
     ) -> None:
         super().__init__(message, exit=exit, registers=registers)
         self.limit = limit
+
+
+class GuestExitError(GuestError):
+    """A called guest function did not return: the guest ended instead. ``stop`` says how."""
+
+    def __init__(self, message: str, *, stop: Stop) -> None:
+        super().__init__(message)
+        self.stop = stop

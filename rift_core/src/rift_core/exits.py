@@ -48,7 +48,9 @@ class Exit(NamedTuple):
     def __str__(self) -> str:
         name = self.kind.name
         if self.kind in (ExitKind.PORT_IO, ExitKind.MMIO, ExitKind.SYSTEM_REGISTER):
-            where = {ExitKind.PORT_IO: "port", ExitKind.MMIO: "guest-physical", ExitKind.SYSTEM_REGISTER: "register"}[self.kind]
+            where = {ExitKind.PORT_IO: "port", ExitKind.MMIO: "guest-physical", ExitKind.SYSTEM_REGISTER: "register"}[
+                self.kind
+            ]
             if self.is_write:
                 return f"{name} write of {self.value:#x} ({self.size} bytes) to {where} {self.address:#x}"
             return f"{name} read of {self.size} bytes from {where} {self.address:#x}"

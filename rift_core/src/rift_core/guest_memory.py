@@ -37,8 +37,8 @@ class GuestMemory:
         for neighbour in self._regions[max(at - 1, 0) : at + 1]:
             if neighbour.guest_address < region.end and region.guest_address < neighbour.end:
                 raise MappingError(
-                    f"guest-physical {region.guest_address:#x}-{region.end:#x} ({region.name or 'new region'}) overlaps "
-                    f"{neighbour.guest_address:#x}-{neighbour.end:#x} ({neighbour.name or 'a region'})"
+                    f"guest-physical {region.guest_address:#x}-{region.end:#x} ({region.name or 'new region'}) "
+                    f"overlaps {neighbour.guest_address:#x}-{neighbour.end:#x} ({neighbour.name or 'a region'})"
                 )
         self._starts.insert(at, region.guest_address)
         self._regions.insert(at, region)

@@ -85,7 +85,7 @@ class EntryState:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """The payload's own exception vectors: the symbol, its address, the host bytes from there to the end of its segment."""
+    """The payload's own exception vectors: the symbol, its address, and host bytes from there on."""
 
     symbol: str
     address: Gva

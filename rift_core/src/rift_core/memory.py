@@ -30,11 +30,12 @@ class Permission(IntFlag):
     USER = 8
 
     def __str__(self) -> str:
-        letters = "".join(
+        return "".join(
             letter if self & flag else "-"
-            for letter, flag in zip("rwxu", (Permission.READ, Permission.WRITE, Permission.EXECUTE, Permission.USER), strict=True)
+            for letter, flag in zip(
+                "rwxu", (Permission.READ, Permission.WRITE, Permission.EXECUTE, Permission.USER), strict=True
+            )
         )
-        return letters
 
 
 class Caching(IntEnum):

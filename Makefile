@@ -1,0 +1,38 @@
+# make demo    install into .venv and run the main example
+# make test    install the development set into .venv; run all tests, ruff and mypy --strict
+# make bench   the benchmarks, each beside its bare C twin
+# make native  rebuild the C parts in place
+# make lint    ruff and mypy only
+# make clean   remove what the others made
+
+.PHONY: demo test bench native lint clean dev
+PYTEST_ARGS ?=
+
+demo:
+	@tools/bootstrap.sh demo
+	@.venv/bin/rift run examples/hello/rift.toml || { \
+	    status=$$?; .venv/bin/rift doctor; exit $$status; }
+
+dev:
+	@tools/bootstrap.sh dev
+
+test: dev lint
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python tools/typecheck.py
+
+bench: dev
+	.venv/bin/python -m benchmarks
+
+native: dev
+	for plugin in plugins/*/setup.py; do \
+	    (cd $$(dirname $$plugin) && ../../.venv/bin/python setup.py -q build_ext --inplace) || exit 1; done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf rift_core/build plugins/*/build rift_core/src/*.egg-info plugins/*/src/*.egg-info
+	rm -f plugins/*/src/*/_native.c plugins/*/src/*/*.so plugins/*/src/*/*.o

@@ -1,0 +1,356 @@
+"""From a validated configuration to an engine: choose, load, plan, make.
+
+Everything up to :func:`plan_machine` needs no hypervisor; that is what ``rift check`` does. What
+:func:`build_engine` makes is released again, all of it, when a later step fails.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rift_core.backend import Limits, ProbeResult, VmSpec
+from rift_core.binary import Binary, Segment
+from rift_core.dispatch import Dispatcher
+from rift_core.engine import Engine, GuestLimits
+from rift_core.errors import ConfigError, PluginUnavailableError, RiftError, SymbolNotFoundError
+from rift_core.guest_info import GuestInfo
+from rift_core.guest_memory import GuestMemory
+from rift_core.hooks import Hooks
+from rift_core.host_memory import HostMemory
+from rift_core.isa import Area, Vectors
+from rift_core.layout import SPARE_TABLES, MachinePlan, ThreadRequest, plan
+from rift_core.memory import Gva, MemoryRegion, Permission
+from rift_core.thread import Thread
+
+if TYPE_CHECKING:
+    from rift_core.backend import Binding
+    from rift_core.catalog import Catalog, CatalogEntry
+    from rift_core.config import MachineConfig, ThreadConfig
+    from rift_core.isa import Isa
+    from rift_core.plugin import Section
+
+AUTO_BACKENDS = ("kvm", "hvf", "emulator")
+"""The order in which ``backend = "auto"`` tries; ``RIFT_BACKENDS=a,b`` gives another."""
+
+RAW_CODE_ADDRESS = 0x40_0000
+"""Where ``open_machine(code=...)`` puts the code."""
+
+_MACHINE_NAMES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+
+SPARE_PAGES = 16
+"""Physical pages for the guest's own use, where its runtime asks for them (``struct rift_info``)."""
+
+
+def host_isa() -> str:
+    """The ISA of this machine in Rift's words, or the platform's own word for another one."""
+    return _MACHINE_NAMES.get(platform.machine().lower(), platform.machine().lower())
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenBackend:
+    """The backend, what its probe said, and in one sentence why it was taken."""
+
+    entry: CatalogEntry
+    section: Section
+    probe: ProbeResult
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Everything that is decided before a hypervisor is touched."""
+
+    config: MachineConfig
+    binary: Binary
+    backend: ChosenBackend
+    binding: Binding
+    hooks: Hooks
+    isa: Isa
+    plan: MachinePlan
+
+
+def raw_binary(code: bytes, isa: str) -> Binary:
+    """Bare machine code as a one-segment image; it may also write to its own pages."""
+    permissions = Permission.READ | Permission.WRITE | Permission.EXECUTE
+    segment = Segment(Gva(RAW_CODE_ADDRESS), len(code), memoryview(code), permissions, "code")
+    return Binary(None, "raw", isa, Gva(RAW_CODE_ADDRESS), (segment,))
+
+
+def load_binary(config: MachineConfig, catalog: Catalog) -> Binary:
+    """Have the configured loader, or each installed one in turn, read the file.
+
+    :raises BinaryError: damaged.  :raises ConfigError: no path.  :raises PluginNotFoundError: no such loader.
+    """
+    path = config.binary.path
+    if path is None:
+        raise ConfigError("binary.path is missing: name the payload, or give open_machine(code=...)")
+    path = config.directory / path
+    if config.loader.name != "auto":
+        entries = [catalog.get("loader", config.loader.name)]
+    else:
+        entries = [e for e in catalog.of_kind("loader") if e.module is not None]
+    for entry in entries:
+        info = entry.info
+        section = config.loader if config.loader.name == info.name else info.config()
+        binary = Hooks.for_modules((entry.module,)).load_binary(path, section)
+        if binary is not None:
+            return binary
+    tried = ", ".join(e.info.name for e in entries) or "none is installed"
+    raise RiftError(f"{path}: no loader knows this format (asked: {tried}); `rift plugins` lists what is installed")
+
+
+def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenBackend:
+    """The named backend, or the first of the automatic order that can run ``isa`` here.
+
+    :raises PluginUnavailableError: it, or none of them, works here; with every reason and remedy.
+    """
+    name = config.backend.name
+    if name != "auto":
+        entry = catalog.get("backend", name)
+        probe = _probe(entry, config.backend)
+        problem = _unfit(probe, name, isa)
+        if problem:
+            raise PluginUnavailableError(problem)
+        return ChosenBackend(entry, config.backend, probe, f"{name}: chosen by the configuration")
+    listed = os.environ.get("RIFT_BACKENDS")
+    order = [n.strip() for n in listed.split(",") if n.strip()] if listed else list(AUTO_BACKENDS)
+    problems = []
+    for name in order:
+        if not listed and not catalog.has("backend", name):
+            continue
+        entry = catalog.get("backend", name)
+        section = entry.info.config()
+        probe = _probe(entry, section)
+        problem = _unfit(probe, name, isa)
+        if not problem:
+            passed = f"; {'; '.join(problems)}" if problems else ""
+            return ChosenBackend(entry, section, probe, f"{name}: {probe.reason}{passed}")
+        problems.append(problem)
+    raise PluginUnavailableError(
+        f"no backend can run {isa} code here\n" + "\n".join(f"  {p}" for p in problems or ["none is installed"])
+    )
+
+
+def _probe(entry: CatalogEntry, section: Section) -> ProbeResult:
+    probe = entry.info.probe
+    if probe is None:
+        return ProbeResult(True, "has no probe", isas=(host_isa(),))
+    return probe(section)
+
+
+def _unfit(probe: ProbeResult, name: str, isa: str) -> str:
+    if not probe.available:
+        return f"{name}: {probe.reason}" + (f" ({probe.remedy})" if probe.remedy else "")
+    if isa not in probe.isas:
+        return f"{name}: runs {', '.join(probe.isas) or 'nothing'} here, not {isa}"
+    return ""
+
+
+def assemble(
+    config: MachineConfig, catalog: Catalog, code: bytes | None = None, *, backend: ChosenBackend | None = None
+) -> Assembly:
+    """Decide everything; touch no hypervisor but for the backend's probe."""
+    wanted = config.isa.name
+    if code is not None:
+        binary = raw_binary(code, wanted if wanted != "auto" else host_isa())
+    else:
+        binary = load_binary(config, catalog)
+    if wanted not in ("auto", binary.isa):
+        raise ConfigError(f"isa.name is {wanted!r}, but {binary.path} is {binary.isa} code")
+    return plan_machine(config, catalog, binary, backend or choose_backend(config, catalog, binary.isa))
+
+
+def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backend: ChosenBackend) -> Assembly:
+    """Select the plugins and lay the machine out."""
+    isa_entry = catalog.get("isa", binary.isa)
+    binding_entry = catalog.get("binding", f"{backend.entry.info.name}/{binary.isa}")
+    modules = [backend.entry.module, isa_entry.module, binding_entry.module]
+    modules += [catalog.get("exit_handler", section.name).module for section in config.exit_handlers]
+    modules += [catalog.get("extension", section.name).module for section in config.extensions]
+    hooks = Hooks.for_modules(tuple(dict.fromkeys(modules)))
+    binding = hooks.binding(backend.entry.info.name, binary.isa)
+    isa_section = config.isa if config.isa.name == binary.isa else isa_entry.info.config()
+    isa = hooks.isa(isa_section, backend.probe.features)
+    threads = [ThreadRequest(t.name, t.stack, t.privilege) for t in config.threads]
+    layout = plan(
+        binary,
+        isa,
+        backend.probe.limits,
+        threads,
+        ram_size=config.memory.size,
+        spare_tables=config.memory.tables if config.memory.tables is not None else SPARE_TABLES,
+        doorbell_address=config.memory.doorbell,
+        user_image=any(t.privilege == "user" for t in config.threads),
+    )
+    return Assembly(config, binary, backend, binding, hooks, isa, layout)
+
+
+def planning_limits() -> ProbeResult:
+    """What ``rift check`` assumes where no backend works here."""
+    return ProbeResult(False, "assumed", limits=Limits(max_slots=509, gpa_bits=36))
+
+
+def entry_address(binary: Binary, entry: str | int | None, thread: str) -> Gva:
+    """Where a thread starts: an address, a symbol, or (None) ``main``, else the file's entry point.
+
+    :raises SymbolNotFoundError: with the nearest names.
+    """
+    if isinstance(entry, int):
+        return Gva(entry)
+    if entry is None:
+        main = binary.symbols.find("main")
+        if main is not None:
+            return main.address
+        if binary.entry is None:
+            raise SymbolNotFoundError(
+                f"thread {thread}: the image has neither a symbol main nor an entry point; set entry"
+            )
+        return binary.entry
+    return find_symbol(binary, entry)
+
+
+def find_symbol(binary: Binary, name: str) -> Gva:
+    """Address of a symbol.
+
+    :raises SymbolNotFoundError: with the nearest names.
+    """
+    symbol = binary.symbols.find(name)
+    if symbol is None:
+        similar = binary.symbols.similar(name)
+        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+        raise SymbolNotFoundError(f"{binary.path or 'the code'} has no symbol {name!r}{hint}")
+    return symbol.address
+
+
+def build_engine(assembly: Assembly) -> Engine:
+    """Make VM and memory, fill them, make the threads. Nothing runs yet.
+
+    :raises HypervisorError: the hypervisor refused; everything made so far is released.
+    """
+    config, layout, isa = assembly.config, assembly.plan, assembly.isa
+    features = assembly.backend.probe.features
+    limits = assembly.backend.probe.limits
+    vm = assembly.hooks.create_vm(
+        assembly.backend.section, VmSpec(assembly.binary.isa, assembly.binding, features, limits.max_vcpus)
+    )
+    guest_limits = GuestLimits(config.limits.wall_time, config.limits.exits_per_second, config.limits.console_bytes)
+    engine = Engine(assembly.hooks, layout, isa, vm, limits, guest_limits)
+    try:
+        engine.memory = GuestMemory()
+        _make_memory(engine, layout)
+        tables = layout.tables
+        engine.space = assembly.hooks.configure_mmu(
+            isa,
+            layout.mappings,
+            MemoryRegion(
+                tables.physical, engine.memory.view(tables.physical, tables.size), tables.permissions, "tables"
+            ),
+            engine.memory,
+        )
+        system_areas = {
+            key.partition("/")[2]: Area(key, a.virtual, a.physical, engine.memory.view(a.physical, a.size))
+            for key, a in layout.areas.items()
+            if key.startswith("system/")
+        }
+        engine.system = isa.install_system(system_areas, Gva(layout.doorbell))
+        engine.vectors = _vectors(engine, "auto", "default")
+        for thread in config.threads:
+            engine.threads.append(_make_thread(engine, thread))
+        _fill_guest_info(engine, len(config.threads))
+    except BaseException:
+        engine.release()
+        raise
+    return engine
+
+
+def install_handlers(engine: Engine, assembly: Assembly, machine: object) -> None:
+    """Ask every configured exit handler plugin for its handlers, in Python and native.
+
+    :raises ConfigError: two of them claim the same exits.
+    """
+    handlers = []
+    for section in assembly.config.exit_handlers:
+        handlers += assembly.hooks.exit_handlers(section, machine)
+    names = [handler.name for handler in handlers]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two exit handlers are called {name!r}; drop one of the [[exit_handlers]] tables")
+    engine.dispatcher = Dispatcher(handlers)
+    for handler in handlers:
+        if handler.native is not None:
+            engine.vm.install(handler)
+
+
+def _make_memory(engine: Engine, layout: MachinePlan) -> None:
+    for region in layout.regions:
+        if region.segment is None:
+            host = HostMemory(region.size, region.name).view
+        else:
+            host = region.segment.data[region.offset : region.offset + region.size]
+        engine.add_region(MemoryRegion(region.physical, host, region.permissions, region.name))
+    ram = engine.memory.find(layout.ram.physical)
+    if ram is not None:
+        for placement in layout.placements:
+            at = placement.physical - ram.guest_address
+            ram.host[at : at + placement.size] = placement.segment.data[
+                placement.offset : placement.offset + placement.size
+            ].cast("B")
+
+
+def _vectors(engine: Engine, wanted: str, thread: str) -> Vectors | None:
+    """The payload's own vectors: by name, or the first of the ISA's default names that the image has."""
+    binary = engine.plan.binary
+    if wanted == "built-in":
+        return None
+    names = engine.isa.default_vectors if wanted == "auto" else (wanted,)
+    for name in names:
+        symbol = binary.symbols.find(name)
+        if symbol is not None:
+            segment = next(
+                (s for s in binary.segments if s.address <= symbol.address < s.address + s.memory_size), None
+            )
+            size = segment.address + segment.memory_size - symbol.address if segment is not None else symbol.size
+            # What stands there at most: 256 gates of 16 bytes, and a table of as many behind.
+            return Vectors(name, symbol.address, engine.view(symbol.address, max(1, min(size, 0x2000))))
+    if wanted != "auto":
+        find_symbol(binary, wanted)
+    return None
+
+
+def _make_thread(engine: Engine, config: ThreadConfig) -> Thread:
+    wanted = config.vectors
+    if wanted == "auto" and config.privilege == "user":
+        wanted = "built-in"  # the payload's own handlers would run in supervisor mode on data that user mode can write
+    return Thread(
+        engine,
+        config.name,
+        entry_address(engine.plan.binary, config.entry, config.name),
+        config.privilege,
+        tuple(config.arguments),
+        engine.new_context(config.name, config.privilege, config.stack, planned=True),
+        _vectors(engine, wanted, config.name),
+    )
+
+
+def _fill_guest_info(engine: Engine, threads: int) -> None:
+    """Tell the guest's runtime where things are, if it has asked by defining ``rift_info``."""
+    symbol = engine.symbols.find(GuestInfo.SYMBOL)
+    if symbol is None:
+        return
+    spare = engine.take_physical(SPARE_PAGES * engine.page, name="spare")
+    info = GuestInfo(
+        doorbell=engine.doorbell,
+        tables_gva=engine.plan.tables.virtual,
+        tables_gpa=engine.plan.tables.physical,
+        tables_size=engine.plan.tables.size,
+        spare_gpa=spare,
+        spare_size=SPARE_PAGES * engine.page,
+        threads=threads,
+    )
+    data = info.pack()
+    if 0 < symbol.size < len(data):
+        data = data[: symbol.size]
+    engine.write_virtual(symbol.address, data)

@@ -1,0 +1,318 @@
+"""``rift build``: a payload from C or assembler sources, in one run of the host's gcc or clang.
+
+The sources of the guest runtime are compiled along: the generic ones beside ``rift_guest.h``, and those of
+the ISA, which stand in the folder ``guest`` of the package that provides it. That folder holds a
+``build.toml``:
+
+========================  =====================================================================================
+``machine``               ``platform.machine()`` of hosts whose plain gcc and clang compile for this ISA
+``cross_prefix``          prefixes of gcc on other hosts, such as ``aarch64-linux-gnu-``
+``clang_target``          clang's ``--target`` on other hosts; linking then takes lld
+``flags``                 always
+``general_only``          unless ``simd``: only general registers, so that supervisor code saves no others
+``simd``                  with ``simd``
+``base``                  the payload's first guest-virtual address
+========================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rift_core import doorbell as doorbell_page
+from rift_core.errors import PluginNotFoundError, RiftError
+from rift_core.plugin import ENTRY_POINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+RUNTIME = Path(__file__).with_name("guest")
+"""Folder of ``rift_guest.h``, of the sources behind it and of the linker scripts."""
+
+_COMMON_FLAGS = (
+    "-std=gnu11",
+    "-g",
+    "-Wall",
+    "-ffreestanding",
+    "-fno-stack-protector",  # it wants a canary in thread-local storage, which there is none of
+    "-fno-omit-frame-pointer",  # for back traces
+    "-fno-asynchronous-unwind-tables",
+    "-fno-common",  # a variable defined twice is an error
+)
+_LINK_FLAGS = (
+    "-nostdlib",
+    "-Wl,--gc-sections",
+    "-Wl,--build-id=none",
+    "-Wl,-z,separate-code",
+    "-Wl,-z,max-page-size=0x1000",
+    "-Wl,-z,noexecstack",
+)
+
+
+class BuildError(RiftError):
+    """The payload could not be built.
+
+    :param output: what the compiler said, or "" where it never ran.
+    """
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(f"{message}\n{output.rstrip()}" if output else message)
+        self.output = output
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A payload that has been built.
+
+    :param command: the compiler's command line.
+    :param path: the payload.
+    :param warnings: what the compiler said although it succeeded.
+    """
+
+    command: tuple[str, ...]
+    path: Path
+    warnings: str = ""
+
+    def __str__(self) -> str:
+        return shlex.join(self.command)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """A compiler that was found: its command with what it needs to aim at the ISA."""
+
+    command: tuple[str, ...]
+    is_clang: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An ISA's part of the guest runtime; see the module's text for the keys of its ``build.toml``."""
+
+    isa: str
+    folder: Path
+    machine: tuple[str, ...]
+    cross_prefix: tuple[str, ...]
+    clang_target: str
+    flags: tuple[str, ...]
+    general_only: tuple[str, ...]
+    simd: tuple[str, ...]
+    base: int
+
+    @classmethod
+    def read(cls, isa: str, folder: Path) -> Target:
+        """Read ``folder/build.toml``.
+
+        :raises BuildError: it is not there, or a key is missing.
+        """
+        try:
+            values = tomllib.loads((folder / "build.toml").read_text())
+            return cls(
+                isa=isa,
+                folder=folder,
+                machine=tuple(values["machine"]),
+                cross_prefix=tuple(values["cross_prefix"]),
+                clang_target=str(values["clang_target"]),
+                flags=tuple(values["flags"]),
+                general_only=tuple(values["general_only"]),
+                simd=tuple(values["simd"]),
+                base=int(values["base"]),
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise BuildError(
+                f"the guest runtime of ISA {isa!r} has no usable {folder / 'build.toml'}: {error!r}"
+            ) from error
+
+    @property
+    def is_native(self) -> bool:
+        """Whether this host's own compilers make code for it."""
+        return platform.machine() in self.machine and platform.system() == "Linux"
+
+
+def isa_sources(isa: str) -> Path:
+    """The folder ``guest`` of the package that provides an ISA; the package is found, not imported.
+
+    An ISA's entry point in the group ``rift.plugins`` has the ISA's name.
+
+    :raises PluginNotFoundError: there is none of that name; the message lists what can be built for.
+    """
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    folders: dict[str, Path] = {}
+    for point in points:
+        spec = importlib.util.find_spec(point.module) if "." not in point.module else None
+        for location in (spec.submodule_search_locations or ()) if spec else ():
+            folder = Path(location) / "guest"
+            if (folder / "build.toml").is_file():
+                folders[point.name] = folder
+    if isa not in folders:
+        raise PluginNotFoundError(
+            f"no installed plugin brings a guest runtime for ISA {isa!r} (there are: {', '.join(sorted(folders)) or 'none'})"
+        )
+    return folders[isa]
+
+
+def find_compiler(target: Target, compiler: str | None = None) -> Compiler:
+    """The compiler to use: ``compiler`` (a name or path), else ``RIFT_CC``, else the first gcc or clang found.
+
+    :raises BuildError: none is there; the message says what to install.
+    """
+    wanted = compiler or os.environ.get("RIFT_CC")
+    if wanted:
+        path = shutil.which(wanted)
+        if path is None:
+            raise BuildError(f"the compiler {wanted!r} is not there: install it, or name another one")
+        return _describe(wanted, target)
+    candidates = ["gcc", "clang", "cc"] if target.is_native else [*(p + "gcc" for p in target.cross_prefix), "clang"]
+    for name in candidates:
+        if shutil.which(name):
+            return _describe(name, target)
+    packages = (
+        "gcc (or clang)"
+        if target.is_native
+        else f"{'gcc-' + target.cross_prefix[0].rstrip('-') if target.cross_prefix else 'gcc'} (or clang and lld)"
+    )
+    raise BuildError(
+        f"no C compiler for {target.isa} payloads (looked for {', '.join(candidates)}): install the package {packages}"
+    )
+
+
+def _describe(name: str, target: Target) -> Compiler:
+    answer = subprocess.run([name, "--version"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    is_clang = "clang" in answer.stdout
+    if is_clang and not target.is_native:
+        return Compiler((name, f"--target={target.clang_target}", "-fuse-ld=lld"), is_clang)
+    return Compiler((name,), is_clang)
+
+
+def command_line(
+    sources: Sequence[Path],
+    output: Path,
+    target: Target,
+    compiler: Compiler,
+    *,
+    simd: bool = False,
+    pie: bool = False,
+    optimize: str = "2",
+    entry: str | None = "main",
+    base: int | None = None,
+    doorbell: int = doorbell_page.DEFAULT_ADDRESS,
+    runtime: bool = True,
+    options: Iterable[str] = (),
+) -> list[str]:
+    """The one command that builds the payload; the parameters are those of :func:`build`."""
+    command = [*compiler.command, *_COMMON_FLAGS, f"-O{optimize}", *target.flags]
+    command += target.simd if simd else target.general_only
+    command += ["-static-pie", "-fpie"] if pie else ["-static", "-fno-pie", "-no-pie"]
+    if compiler.is_clang:
+        command.append("-Wno-unused-command-line-argument")
+    command += [f"-I{RUNTIME}", f"-I{target.folder}"]
+    if doorbell != doorbell_page.DEFAULT_ADDRESS:
+        command.append(f"-DRIFT_DOORBELL={doorbell:#x}")
+    command += map(str, sources)
+    if runtime:
+        for folder in (RUNTIME, target.folder):
+            command += sorted(str(source) for source in folder.iterdir() if source.suffix in (".c", ".S"))
+        command.append("-Wl,-u,rift_vectors")
+    first = (0 if pie else target.base) if base is None else base
+    script = RUNTIME / ("payload_pie.ld" if pie else "payload.ld")
+    command += [*_LINK_FLAGS, f"-Wl,--defsym=rift_base={first:#x}", f"-Wl,-T,{script}"]
+    if pie:
+        command.append("-Wl,--no-dynamic-linker")
+    command.append(f"-Wl,-e,{entry or 0}")
+    return [*command, *options, "-o", str(output)]
+
+
+def build(
+    sources: Path | str | Sequence[Path | str],
+    output: Path | str,
+    isa: str = "x86_64",
+    compiler: str | None = None,
+    *,
+    simd: bool = False,
+    pie: bool = False,
+    optimize: str = "2",
+    entry: str | None = "main",
+    base: int | None = None,
+    doorbell: int = doorbell_page.DEFAULT_ADDRESS,
+    runtime: bool = True,
+    options: Iterable[str] = (),
+    folder: Path | None = None,
+    verbose: Callable[[str], None] | None = None,
+) -> BuildResult:
+    """Compile and link a payload. Nothing is cached; ``output`` is replaced only when all went well.
+
+    :param sources: C (``.c``) and assembler (``.S``, ``.s``) files.
+    :param simd: allow vector and floating-point registers; the vectors then save them.
+    :param pie: make it relocatable (static PIE), to be loaded anywhere.
+    :param optimize: what follows ``-O``.
+    :param entry: the function at which a thread starts unless the configuration names another one; None
+        for a payload that only has functions to be called.
+    :param base: first guest-virtual address, a multiple of 4096; the ISA's default when None.
+    :param doorbell: guest-virtual address of the doorbell page, below 2 GiB.
+    :param runtime: add the guest runtime; a payload that brings everything itself does without.
+    :param options: further options of the compiler, last on its command line.
+    :param folder: the ISA's part of the runtime; that of the installed plugin when None.
+    :param verbose: is called with the command line before it runs.
+    :raises BuildError: no compiler, a source that is not there, or whatever the compiler says.
+    :raises PluginNotFoundError: no installed plugin brings a runtime for ``isa``.
+    """
+    files = [Path(source) for source in ([sources] if isinstance(sources, Path | str) else sources)]
+    destination = Path(output)
+    if not files:
+        raise BuildError("there is no source to build")
+    for file in files:
+        if not file.is_file():
+            raise BuildError(f"{file}: no such source")
+        if destination.exists() and file.samefile(destination):
+            raise BuildError(f"{file} is both source and output")
+    if base is not None and (base < 0 or base % 0x1000):
+        raise BuildError(f"base {base:#x} is not a multiple of 4096")
+    if not 0 < doorbell < 0x8000_0000 or doorbell % doorbell_page.SIZE:
+        raise BuildError(f"doorbell {doorbell:#x} is not a page below 2 GiB")
+    if not destination.parent.is_dir():
+        raise BuildError(f"{destination.parent}: no such folder")
+    target = Target.read(isa, folder or isa_sources(isa))
+    found = find_compiler(target, compiler)
+    # Beside the output, so that the final rename is one step on one file system.
+    with tempfile.TemporaryDirectory(prefix=".rift-build-", dir=destination.parent) as scratch:
+        made = Path(scratch) / destination.name
+        command = command_line(
+            files, made, target, found, simd=simd, pie=pie, optimize=optimize, entry=entry, base=base,
+            doorbell=doorbell, runtime=runtime, options=options,
+        )  # fmt: skip
+        shown = (*command[:-1], str(destination))
+        if verbose:
+            verbose(shlex.join(shown))
+        warnings = _run(command, shown)
+        made.replace(destination)
+    return BuildResult(shown, destination, warnings)
+
+
+def _run(command: list[str], shown: tuple[str, ...]) -> str:
+    """Run the compiler; what it said.
+
+    :raises BuildError: it failed.
+    """
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
+    if answer.returncode:
+        hint = ""
+        if "SSE" in answer.stderr or "general-regs-only" in answer.stderr:
+            hint = " (floating point and vectors need --simd: payloads are compiled for general registers only)"
+        raise BuildError(f"{shown[0]} failed with status {answer.returncode}{hint}", answer.stderr + answer.stdout)
+    return answer.stderr

@@ -1,0 +1,122 @@
+"""Calls into the guest on the caller's own thread.
+
+A hand-over between host threads costs more than the exit itself, so a call runs where it is made: each
+calling thread leases a context and keeps it while it lives. A thread's end parks its contexts for the
+next caller, so thousands of short-lived threads share a few vCPUs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from rift_core.context import MAIN_THREAD
+from rift_core.errors import GuestExitError, ReentrancyError
+from rift_core.isa import EntryState
+from rift_core.values import RESULTS, to_arguments
+
+if TYPE_CHECKING:
+    from rift_core.context import Context
+    from rift_core.engine import Engine
+    from rift_core.isa import Privilege
+    from rift_core.memory import Gva
+
+
+class _Leases:
+    """The contexts of one host thread, by privilege. Dies with the thread, and parks them then."""
+
+    def __init__(self, pool: CallPool) -> None:
+        self.pool = pool
+        self.contexts: dict[str, Context] = {}
+
+    def __del__(self) -> None:
+        for context in self.contexts.values():
+            self.pool.give_back(context)
+
+
+class CallPool:
+    """Leases contexts to the host threads that call into one machine."""
+
+    def __init__(self, engine: Engine, stack: int) -> None:
+        self._engine = engine
+        self._stack = stack
+        self._local = threading.local()
+        self._parked: dict[str, deque[Context]] = {"supervisor": deque(), "user": deque()}
+        self._made = 0
+
+    def call(
+        self,
+        entry: Gva,
+        what: str,
+        arguments: tuple[Any, ...],
+        timeout: float | None,
+        restype: Any,
+        privilege: Privilege,
+    ) -> Any:
+        """Call the guest function at ``entry``. See ``Machine.call``."""
+        engine = self._engine
+        try:
+            kind = RESULTS[restype]
+        except (KeyError, TypeError):
+            raise TypeError(
+                f"restype {restype!r} is not known: give None or a ctypes number such as ctypes.c_int64"
+            ) from None
+        converted = to_arguments(arguments)
+        try:
+            context = self._local.leases.contexts[privilege]
+        except (AttributeError, KeyError):
+            context = self._lease(privilege)
+        if context.running:
+            raise ReentrancyError(
+                f"{what} is called from an exit handler of a guest call on the same thread; call from another thread"
+            )
+        vcpu = context.vcpu
+        me = threading.get_ident()
+        context.enter(
+            timeout,
+            lambda: TimeoutError(f"the call of {what} did not return within {timeout} s"),
+            heartbeat=me == MAIN_THREAD,
+        )
+        clean = False
+        try:
+            if vcpu is None or context.owner != me:
+                vcpu = context.acquire_vcpu()
+            state = EntryState(entry, context.stack_top, engine.space.root, privilege, converted, engine.vectors)
+            if context.fresh:
+                vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
+                context.fresh = False
+            vcpu.write_registers(engine.isa.call_registers(engine.system, context.areas, state))
+            stop = context.loop(engine.dispatcher)
+            returned = context.returned
+            clean = returned is not None
+            if returned is None:
+                raise GuestExitError(
+                    f"{what} did not return: the guest ended with {stop.reason} (status {stop.status})", stop=stop
+                )
+            result = engine.isa.result(returned, vcpu, kind)
+        finally:
+            if not clean:
+                context.fresh = True  # whatever state it was left in, the next call starts from scratch
+            context.leave()
+        return bool(result) if restype is ctypes.c_bool else result
+
+    def give_back(self, context: Context) -> None:
+        """Park a context; on the thread that owns it."""
+        if self._engine.closing or self._engine.forked:
+            return
+        context.park()
+        self._parked[context.privilege].append(context)
+
+    def _lease(self, privilege: Privilege) -> Context:
+        leases: _Leases | None = getattr(self._local, "leases", None)
+        if leases is None:
+            leases = self._local.leases = _Leases(self)
+        try:
+            context = self._parked[privilege].popleft()
+        except IndexError:
+            self._made += 1
+            context = self._engine.new_context(f"call-{self._made}", privilege, self._stack)
+        leases.contexts[privilege] = context
+        return context

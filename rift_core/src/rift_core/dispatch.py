@@ -1,0 +1,120 @@
+"""From an exit to whoever answers it: one table a kind, sorted by range, made once.
+
+The native halves stand in the backend's C table (``rift_dispatch.c``, the same rules); this is the table
+of the Python halves, asked for what comes through.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from rift_core.errors import ConfigError, UnhandledExitError
+from rift_core.exits import ExitHandler, ExitKind, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from rift_core.backend import VCpu
+    from rift_core.exits import Exit, ExitResult
+
+    Observer = Callable[[VCpu, Exit], None]
+
+_EVERYWHERE = range(1 << 64)
+_NO_INTERRUPT_SOURCE = Stop(0, "halt")
+
+
+class _Table:
+    """The handlers of one kind."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.owners: list[tuple[range, ExitHandler]] = []
+        self.fallbacks: list[tuple[range, ExitHandler]] = []
+
+    def add(self, handler: ExitHandler, kind: ExitKind) -> None:
+        where = handler.where if handler.where is not None else _EVERYWHERE
+        if where.step != 1 or where.start >= where.stop:
+            raise ConfigError(f"exit handler {handler.name!r}: {where} is not a range of addresses")
+        if handler.fallback:
+            self.fallbacks.append((where, handler))
+            return
+        at = bisect_right(self.starts, where.start)
+        for other, owner in self.owners[max(at - 1, 0) : at + 1]:
+            if other.start < where.stop and where.start < other.stop:
+                raise ConfigError(
+                    f"exit handlers {owner.name!r} and {handler.name!r} both claim {kind.name} "
+                    f"{max(other.start, where.start):#x}-{min(other.stop, where.stop) - 1:#x}; "
+                    "move one of them in its [[exit_handlers]] table, or drop it"
+                )
+        self.starts.insert(at, where.start)
+        self.owners.insert(at, (where, handler))
+
+    def owner(self, address: int) -> ExitHandler | None:
+        at = bisect_right(self.starts, address) - 1
+        if at >= 0 and address < self.owners[at][0].stop:
+            return self.owners[at][1]
+        return None
+
+
+class Dispatcher:
+    """Answers exits with the Python halves of a machine's handlers.
+
+    :raises ConfigError: two handlers that are not fallbacks claim the same exit; both are named.
+    """
+
+    def __init__(self, handlers: Iterable[ExitHandler]) -> None:
+        self.handlers = tuple(handlers)
+        self._tables: dict[int, _Table] = {}
+        self._observers: dict[int, list[Observer]] = {}
+        for handler in self.handlers:
+            for kind in handler.kinds:
+                self._tables.setdefault(kind, _Table()).add(handler, kind)
+
+    def observe(self, kind: ExitKind, function: Observer) -> None:
+        """Call ``function`` with each exit of ``kind`` that reaches Python, before its handler: for tracers."""
+        self._observers.setdefault(kind, []).append(function)
+
+    def dispatch(self, vcpu: VCpu, exit: Exit) -> ExitResult:
+        """The first answer that is not None: the owner of the address, then the fallbacks.
+
+        A HALT that nobody takes ends the thread with ``Stop(0, "halt")``, POWER_OFF and RESET with theirs.
+        :raises UnhandledExitError: nobody answers.
+        """
+        kind = exit.kind
+        if self._observers:
+            for observer in self._observers.get(kind, ()):
+                observer(vcpu, exit)
+        table = self._tables.get(kind)
+        if table is not None:
+            owner = table.owner(exit.address)
+            if owner is not None:
+                result = owner.handle(vcpu, exit)
+                if result is not None:
+                    return result
+            for where, handler in table.fallbacks:
+                if where.start <= exit.address < where.stop:
+                    result = handler.handle(vcpu, exit)
+                    if result is not None:
+                        return result
+        return self._unanswered(exit)
+
+    def asked(self, exit: Exit) -> tuple[str, ...]:
+        """Names of the handlers that an exit is offered to, in order."""
+        table = self._tables.get(exit.kind)
+        if table is None:
+            return ()
+        owner = table.owner(exit.address)
+        first = (owner.name,) if owner is not None else ()
+        return first + tuple(h.name for where, h in table.fallbacks if where.start <= exit.address < where.stop)
+
+    def _unanswered(self, exit: Exit) -> ExitResult:
+        if exit.kind is ExitKind.HALT:
+            return _NO_INTERRUPT_SOURCE
+        if exit.kind is ExitKind.POWER_OFF:
+            return Stop(0, "power-off")
+        if exit.kind is ExitKind.RESET:
+            return Stop(0, "reset")
+        asked = self.asked(exit)
+        who = f"asked: {', '.join(asked)}" if asked else "no handler is installed for it"
+        raise UnhandledExitError(f"nobody answers the guest's exit: {exit} ({who})", exit=exit, handlers=asked)

@@ -1,0 +1,416 @@
+"""What a machine is made of: the part that guest threads hold on to.
+
+A :class:`~rift_core.machine.Machine` is the handle that its user holds; dropping it must not need the
+guest threads' consent, so these refer to the engine only, and a reaper closes the engine when the handle
+is gone. Lifetimes end in one place: :meth:`Engine.close`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import threading
+import weakref
+from typing import TYPE_CHECKING, BinaryIO, TextIO
+
+from rift_core.context import Context
+from rift_core.errors import AddressError, ForkedMachineError, MappingError, StateError
+from rift_core.exits import Stop
+from rift_core.heap import PhysicalHeap
+from rift_core.host_memory import HostMemory
+from rift_core.isa import Area
+from rift_core.layout import HEAP, align_up, stack_request
+from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rift_core.backend import Limits, Vm
+    from rift_core.binary import SymbolTable
+    from rift_core.dispatch import Dispatcher
+    from rift_core.guest_memory import GuestMemory
+    from rift_core.hooks import Hooks
+    from rift_core.isa import Isa, Privilege, SystemState, Vectors
+    from rift_core.layout import MachinePlan
+    from rift_core.memory import AddressSpace, Walk
+    from rift_core.thread import Thread
+
+_JOIN_SECONDS = 10.0
+"""How long a close waits for a guest thread; longer only if an exit handler of its own does not return."""
+
+
+class GuestLimits:
+    """The ``[limits]`` of a machine; None: no limit."""
+
+    __slots__ = ("console_bytes", "exits_per_second", "wall_time")
+
+    def __init__(self, wall_time: float | None, exits_per_second: int | None, console_bytes: int | None) -> None:
+        self.wall_time = wall_time
+        self.exits_per_second = exits_per_second
+        self.console_bytes = console_bytes
+
+
+class Engine:
+    """VM, memory, page tables and vCPUs of one machine."""
+
+    def __init__(
+        self, hooks: Hooks, plan: MachinePlan, isa: Isa, vm: Vm, host_limits: Limits, limits: GuestLimits
+    ) -> None:
+        self.hooks = hooks
+        self.plan = plan
+        self.isa = isa
+        self.vm = vm
+        self.host_limits = host_limits
+        self.limits = limits
+        self.symbols: SymbolTable = plan.binary.symbols
+        self.doorbell = plan.doorbell
+        self.page = max(isa.page_sizes[0], host_limits.page_size)
+        self.isa_registers = (plan.doorbell + 0x800, plan.doorbell + 0x1000)
+        self.console_stream: TextIO | BinaryIO | None = None
+        self.memory: GuestMemory
+        self.space: AddressSpace
+        self.system: SystemState
+        self.dispatcher: Dispatcher
+        self.vectors: Vectors | None = None
+        self.heap = PhysicalHeap(self.page)
+        self.heap.release(plan.heap.start, len(plan.heap))
+        self.edits = threading.RLock()  # memory regions, page tables, the heap, the virtual window
+        self.changed = threading.Condition()
+        self.pauses = 0
+        self.waiting = 0  # who waits for a context to leave
+        self.contexts: list[Context] = []
+        self.active: set[Context] = set()
+        self.threads: list[Thread] = []
+        self.closing = False
+        self.closed = False
+        self.forked = False
+        self._window_next = int(plan.window_next)
+        self._calls_to_close: list[object] = []
+        _engines.add(self)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """:raises StateError: closed. :raises ForkedMachineError: this is a forked child of the machine's process."""
+        if self.forked:
+            raise ForkedMachineError(
+                "this machine belongs to the parent process: after fork its memory here is empty and its vCPUs are "
+                "out of reach; open a machine of the child's own"
+            )
+        if self.closing:
+            raise StateError("the machine is closed")
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def view(self, address: int, size: int) -> memoryview:
+        """Guest-virtual bytes as one memoryview.
+
+        :raises AddressError: not mapped, or not contiguous inside one region.
+        """
+        if size <= 0:
+            raise AddressError(f"a view of {size} bytes at {address:#x}: the size must be positive")
+        first = None
+        expected = None
+        at = address
+        end = address + size
+        while at < end:
+            walk = self.space.walk(Gva(at))
+            if walk.physical is None:
+                raise AddressError(f"guest-virtual {at:#x} is not mapped: {walk.reason}")
+            if first is None:
+                first = walk.physical
+            elif walk.physical != expected:
+                raise AddressError(
+                    f"guest-virtual {address:#x}-{end:#x} is not contiguous in guest-physical memory (it breaks "
+                    f"at {at:#x}); take a view of each part"
+                )
+            step = walk.page_size - at % walk.page_size
+            expected = walk.physical + step
+            at += step
+        return self.memory.view(first or 0, size)
+
+    def read_virtual(self, address: int, size: int) -> bytes:
+        """A copy of guest-virtual bytes, across pages.
+
+        :raises AddressError: not mapped.
+        """
+        parts = [bytes(view) for view in self._pieces(address, size)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write_virtual(self, address: int, data: bytes) -> None:
+        """Write guest-virtual bytes, across pages, whatever the page permissions say.
+
+        :raises AddressError: not mapped, or memory that the host shares read-only; nothing is written then.
+        """
+        pieces = list(self._pieces(address, len(data)))
+        if any(piece.readonly for piece in pieces):
+            raise AddressError(f"guest-virtual {address:#x}, {len(data)} bytes, is shared read-only")
+        at = 0
+        for piece in pieces:
+            piece[:] = data[at : at + len(piece)]
+            at += len(piece)
+
+    def _pieces(self, address: int, size: int) -> Iterator[memoryview]:
+        end = address + size
+        while address < end:
+            walk = self.space.walk(Gva(address))
+            if walk.physical is None:
+                raise AddressError(f"guest-virtual {address:#x} is not mapped: {walk.reason}")
+            step = min(walk.page_size - address % walk.page_size, end - address)
+            yield self.memory.view(walk.physical, step)
+            address += step
+
+    def translate(self, address: int) -> Walk:
+        """A page walk; never raises for an address that is not mapped."""
+        return self.space.walk(Gva(address))
+
+    def take_physical(self, size: int, alignment: int = 0, congruent_to: int = 0, name: str = "memory") -> Gpa:
+        """Free guest-physical RAM, zeroed; the machine grows by a region when its RAM is used up.
+
+        :raises MappingError: no slot, address space or host memory is left.
+        """
+        with self.edits:
+            start = self.heap.take(size, alignment, congruent_to)
+            if start is None:
+                self._grow(size + alignment, name)
+                start = self.heap.take(size, alignment, congruent_to)
+                if start is None:
+                    raise MappingError(f"no room for {size:#x} bytes of guest-physical memory ({name})")
+            self.memory.view(start, size)[:] = bytes(size) if size <= HEAP else b"\0" * size
+            return Gpa(start)
+
+    def add_region(self, region: MemoryRegion) -> None:
+        """Add guest-physical memory, for the host and for the guest.
+
+        :raises MappingError: overlap.  :raises HypervisorError: the backend refused; nothing has changed then.
+        """
+        with self.edits:
+            self.memory.add(region)
+            try:
+                self.vm.map_memory(region)
+            except BaseException:
+                self.memory.remove(region.guest_address)
+                raise
+
+    def remove_region(self, guest_address: Gpa) -> None:
+        """Take a region from the guest; stale page-table entries then lead nowhere."""
+        with self.edits:
+            self.memory.remove(guest_address)
+            self.vm.unmap_memory(guest_address)
+
+    def _grow(self, size: int, name: str) -> None:
+        size = align_up(max(size, HEAP), self.page)
+        regions = self.memory.regions
+        at = align_up(max(r.end for r in regions), HEAP)
+        for window in sorted(
+            [*self.host_limits.reserved, range(self.doorbell, self.doorbell + self.page)], key=lambda w: w.start
+        ):
+            if at < window.stop and window.start < at + size:
+                at = align_up(window.stop, HEAP)
+        if at + size > 1 << self.host_limits.gpa_bits:
+            raise MappingError(f"no guest-physical addresses are left for {size:#x} bytes ({name})")
+        if len(regions) >= self.host_limits.max_slots:
+            raise MappingError(
+                f"all {self.host_limits.max_slots} memory slots are in use; set memory.size higher at the start"
+            )
+        host = HostMemory(size, name)
+        permissions = Permission.READ | Permission.WRITE | Permission.EXECUTE
+        self.add_region(MemoryRegion(Gpa(at), host.view, permissions, "ram"))
+        self.heap.release(at, size)
+
+    # -- page tables -----------------------------------------------------------------------------
+
+    def map_pages(self, mapping: Mapping) -> None:
+        """Add a mapping to the page tables; they grow when they must.
+
+        :raises MappingError: see ``AddressSpace.map``.
+        """
+        with self.edits:
+            needed = self.space.tables_needed([mapping])
+            if needed > self.space.free_tables:
+                self._add_tables(needed)
+            self.space.map(mapping)
+
+    def edit_pages(self, virtual: int, size: int, permissions: Permission | None) -> None:
+        """Unmap (``permissions`` None) or protect a range, and make every vCPU see it."""
+        with self.edits:
+            if self.space.free_tables < 8:  # a large page may be split at either end, twice
+                self._add_tables(8)
+            if permissions is None:
+                self.space.unmap(Gva(virtual), size)
+            else:
+                self.space.protect(Gva(virtual), size, permissions)
+            self.vm.flush_translations()
+
+    def _add_tables(self, pages: int) -> None:
+        size = max(pages, 64) * self.page
+        physical = self.take_physical(size, name="tables")
+        region = MemoryRegion(physical, self.memory.view(physical, size), Permission.READ | Permission.WRITE, "tables")
+        self.space.add_tables(region)
+
+    def place_area(self, name: str, size: int, permissions: Permission, caching: Caching = Caching.WRITE_BACK) -> Area:
+        """New memory in Rift's virtual window, with a guard page below and above."""
+        with self.edits:
+            size = align_up(size, self.page)
+            physical = self.take_physical(size, name=name)
+            virtual = Gva(self._window_next)
+            self.map_pages(Mapping(virtual, physical, size, permissions, name, caching, self.page))
+            self._window_next += size + self.page
+            return Area(name, virtual, physical, self.memory.view(physical, size))
+
+    # -- vCPUs -----------------------------------------------------------------------------------
+
+    def new_context(self, name: str, privilege: Privilege, stack: int, *, planned: bool = False) -> Context:
+        """A context with its own stack and tables; ``planned``: the layout has placed them.
+
+        :raises StateError: as many as the backend allows are in use.
+        """
+        with self.edits:
+            self.check_open()
+            index = len(self.contexts)
+            if index >= self.host_limits.max_vcpus:
+                raise StateError(
+                    f"all {index} vCPUs of this machine are in use: fewer threads may call it at the same time"
+                )
+            if planned:
+                areas = {
+                    key.partition("/")[2]: Area(key, a.virtual, a.physical, self.memory.view(a.physical, a.size))
+                    for key, a in self.plan.areas.items()
+                    if key.partition("/")[0] == name
+                }
+            else:
+                requests = [*self.isa.thread_areas(privilege), stack_request(stack, privilege)]
+                areas = {r.name: self.place_area(f"{name}/{r.name}", r.size, r.permissions) for r in requests}
+            context = Context(self, index, name, privilege, areas)
+            self.contexts.append(context)
+            return context
+
+    @contextlib.contextmanager
+    def pause(self, timeout: float | None = None) -> Iterator[None]:
+        """All vCPUs outside the guest, their accesses complete, and none entering, for the ``with`` block.
+
+        :raises TimeoutError: an exit handler did not return in ``timeout`` seconds.
+        """
+        me = threading.get_ident()
+        self.check_open()
+        with self.changed:
+            self.pauses += 1
+            self.waiting += 1
+        try:
+            for context in list(self.active):
+                context.kick()
+            with self.changed:
+                held = self.changed.wait_for(
+                    lambda: all(c.held or not c.running or c.owner == me for c in list(self.active)), timeout
+                )
+            if not held:
+                raise TimeoutError(f"the machine did not pause within {timeout} s: an exit handler does not return")
+            yield
+        finally:
+            with self.changed:
+                self.pauses -= 1
+                self.waiting -= 1
+                self.changed.notify_all()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def end_all(self, outcome: Stop | BaseException) -> None:
+        """End every guest thread and call in progress."""
+        for context in list(self.active):
+            context.end(outcome)
+
+    def close(self) -> None:
+        """End all guests, take the memory from them, release the VM. Twice is harmless.
+
+        :raises StateError: called from inside one of the machine's own exit handlers.
+        """
+        if self.forked:
+            return
+        me = threading.get_ident()
+        if any(c.running and c.owner == me for c in list(self.active)):
+            raise StateError("an exit handler cannot close its own machine; return Stop() from it instead")
+        with self.changed:
+            if self.closing:
+                self.changed.wait_for(lambda: self.closed, _JOIN_SECONDS)
+                return
+            self.closing = True
+            self.waiting += 1
+        self.end_all(Stop(0, "killed"))
+        with self.changed:
+            self.changed.wait_for(lambda: not self.active, _JOIN_SECONDS)
+        for thread in self.threads:
+            thread.wait_ended(_JOIN_SECONDS)
+        try:
+            self.hooks.machine_closing(self)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let go of vCPUs, VM and memory: the last step of closing, and the clean-up of a machine half made."""
+        self.closing = True
+        with self.edits:
+            for context in self.contexts:
+                if context.vcpu is not None:
+                    context.vcpu.close()
+            self.vm.close()
+            for region in self.memory.regions if hasattr(self, "memory") else ():
+                self.memory.remove(region.guest_address)
+            self.closed = True
+        _engines.discard(self)
+        with self.changed:
+            self.changed.notify_all()
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class _Reaper:
+    """Closes the engines of machines that were dropped without close: a finalizer may only signal."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._queue: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+        self._started = False
+
+    def start(self) -> None:
+        """Have the thread ready before any finalizer needs it."""
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._run, name="rift-reaper", daemon=True).start()
+
+    def put(self, engine: Engine) -> None:
+        """Close ``engine`` soon. Called by finalizers: takes no lock."""
+        if not engine.forked:
+            self._queue.put(engine)
+
+    def _run(self) -> None:
+        while True:
+            engine = self._queue.get()
+            try:
+                engine.close()
+            finally:
+                del engine
+
+
+REAPER = _Reaper()
+
+
+def _close_all() -> None:
+    """At interpreter exit: end and join what still runs."""
+    for engine in list(_engines):
+        engine.close()
+
+
+def _forget_in_child() -> None:
+    for engine in list(_engines):
+        engine.forked = True
+    _engines.clear()
+    REAPER.reset()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,119 @@
+"""Host pages that back guest memory, and what becomes of them at fork.
+
+Memory is a shared mapping of a memfd (an anonymous shared mapping where there is none), page-aligned.
+The pages live until the last memoryview of them dies, also after the machine has closed.
+
+A forked child must neither see nor change the parent's guest memory: right after fork the child puts
+empty private pages in its place, so that a stale view reads zeros.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from typing import Any
+
+from rift_core.errors import MappingError
+
+PAGE_SIZE = mmap.PAGESIZE
+_MAP_FIXED = 0x10  # the same value on Linux and macOS
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class _PyBuffer(ctypes.Structure):
+    """``Py_buffer`` of the C API (object.h), up to what :func:`buffer_address` reads."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int]
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = [ctypes.POINTER(_PyBuffer)]
+_release_buffer.restype = None
+_PyBUF_SIMPLE = 0
+
+
+def buffer_address(buffer: Any) -> int:
+    """Address of a contiguous buffer's first byte, read-only ones included. The caller keeps it alive."""
+    raw = _PyBuffer()
+    _get_buffer(buffer, ctypes.byref(raw), _PyBUF_SIMPLE)
+    try:
+        return int(raw.buf or 0)
+    finally:
+        _release_buffer(ctypes.byref(raw))
+
+
+class HostMemory:
+    """``size`` bytes (a multiple of the page size) of zeroed, shared, page-aligned memory.
+
+    :raises MappingError: the process cannot have that much.
+    """
+
+    def __init__(self, size: int, name: str = "ram") -> None:
+        try:
+            if hasattr(os, "memfd_create"):
+                descriptor = os.memfd_create(f"rift:{name}", os.MFD_CLOEXEC)
+                try:
+                    os.ftruncate(descriptor, size)
+                    self._map = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+                finally:
+                    os.close(descriptor)
+            else:
+                self._map = mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError, OverflowError) as error:
+            raise MappingError(f"cannot get {size:#x} bytes of host memory for {name}: {error}") from error
+        self.view = memoryview(self._map)
+        self.address = buffer_address(self._map)
+        self.size = size
+        _inherited.add(self._map)
+
+
+_inherited: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def _empty_in_child() -> None:
+    """Replace every guest memory by empty private pages: runs in a forked child, before any other code."""
+    if not _inherited:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    for memory in list(_inherited):
+        libc.mmap(
+            buffer_address(memory),
+            len(memory),
+            mmap.PROT_READ | mmap.PROT_WRITE,
+            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED,
+            -1,
+            0,
+        )
+    _inherited.clear()
+
+
+os.register_at_fork(after_in_child=_empty_in_child)
+
+
+def aligned_buffer(size: int) -> memoryview:
+    """A zeroed, writable buffer of whole pages, at least ``size`` bytes, fit for ``Machine.share``.
+
+    ``numpy.frombuffer(rift_core.aligned_buffer(n), dtype=...)`` gives an array on it.
+    """
+    if size <= 0:
+        raise MappingError("an aligned buffer needs at least one byte")
+    pages = -(-size // PAGE_SIZE) * PAGE_SIZE
+    return memoryview(mmap.mmap(-1, pages, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

@@ -1,0 +1,96 @@
+"""One thread of the process that ends what takes too long.
+
+A guest that spins makes no exit, so whatever must happen on time comes from outside: deadlines, limits
+on rates, and a heartbeat for guests that run on the process's main thread. The heartbeat makes such a
+guest leave every 50 ms, so that a Python signal handler runs even when its signal arrived just before
+the guest was entered; it is the same for every backend.
+
+Watching must be cheap, since a call into the guest does it: an entry in a dictionary, and a wake-up of
+the thread only if it would sleep too long. It keeps ticking for a while when nothing is left.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Protocol
+
+TICK = 0.05
+"""Seconds between two looks at what wants to be polled."""
+
+_LINGER = 20
+"""Ticks to go on for when nothing wants to be polled any more."""
+
+
+class Watched(Protocol):
+    """What can be watched. Both are called on the watchdog's thread and must neither block nor raise."""
+
+    deadline: float  # time.monotonic(); infinity: none
+    polled: bool  # wants poll() every TICK
+
+    def expire(self) -> None:
+        """The deadline has passed; called once, the deadline is infinity afterwards."""
+
+    def poll(self, now: float) -> None:
+        """A tick."""
+
+
+class Watchdog:
+    """Watches any number of guests; its thread is a daemon, started when first needed."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._watched: dict[int, Watched] = {}
+        self._condition = threading.Condition(threading.Lock())
+        self._wake_at = 0.0  # when the thread will look next; infinity: it must be woken
+        self._started = False
+
+    def watch(self, guest: Watched) -> None:
+        """Begin to watch ``guest``; again after its deadline has changed."""
+        self._watched[id(guest)] = guest
+        due = min(guest.deadline, time.monotonic() + TICK) if guest.polled else guest.deadline
+        if due < self._wake_at or not self._started:
+            with self._condition:
+                if not self._started:
+                    self._started = True
+                    threading.Thread(target=self._run, name="rift-watchdog", daemon=True).start()
+                self._condition.notify()
+
+    def unwatch(self, guest: Watched) -> None:
+        """Stop watching it; harmless when it is not watched."""
+        self._watched.pop(id(guest), None)
+
+    def _run(self) -> None:
+        linger = 0
+        while True:
+            now = time.monotonic()
+            due = float("inf")
+            for guest in list(self._watched.values()):
+                if guest.deadline <= now:
+                    guest.deadline = float("inf")
+                    guest.expire()
+                due = min(due, guest.deadline)
+                if guest.polled:
+                    guest.poll(now)
+                    linger = _LINGER
+            if linger:
+                linger -= 1
+                due = min(due, now + TICK)
+            with self._condition:
+                self._wake_at = due
+                # A guest that came between the look and here would be missed: look at the deadlines again.
+                for guest in list(self._watched.values()):
+                    due = min(due, guest.deadline, now + TICK if guest.polled else due)
+                self._wake_at = due
+                pause = due - time.monotonic()
+                if pause > 0:
+                    self._condition.wait(None if pause == float("inf") else pause)
+
+
+WATCHDOG = Watchdog()
+"""The process's own."""
+
+os.register_at_fork(after_in_child=WATCHDOG._reset)
