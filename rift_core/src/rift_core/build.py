@@ -156,9 +156,8 @@ def isa_sources(isa: str) -> Path:
             if (folder / "build.toml").is_file():
                 folders[point.name] = folder
     if isa not in folders:
-        raise PluginNotFoundError(
-            f"no installed plugin brings a guest runtime for ISA {isa!r} (there are: {', '.join(sorted(folders)) or 'none'})"
-        )
+        known = ", ".join(sorted(folders)) or "none"
+        raise PluginNotFoundError(f"no installed plugin brings a guest runtime for ISA {isa!r} (there are: {known})")
     return folders[isa]
 
 

@@ -22,11 +22,17 @@ class GuestMemory:
         self._starts: list[int] = []
         self._regions: list[MemoryRegion] = []
         self.version = 0
+        self._snapshot: tuple[int, tuple[MemoryRegion, ...]] = (0, ())
 
     @property
     def regions(self) -> tuple[MemoryRegion, ...]:
         """All regions, ascending."""
-        return tuple(self._regions)
+        return self._snapshot[1]
+
+    @property
+    def snapshot(self) -> tuple[int, tuple[MemoryRegion, ...]]:
+        """``version`` and ``regions`` of one moment: what belongs together although other threads add and remove."""
+        return self._snapshot
 
     def add(self, region: MemoryRegion) -> None:
         """Add a region.
@@ -42,7 +48,7 @@ class GuestMemory:
                 )
         self._starts.insert(at, region.guest_address)
         self._regions.insert(at, region)
-        self.version += 1
+        self._changed()
 
     def remove(self, guest_address: Gpa) -> MemoryRegion:
         """Remove the region that starts at ``guest_address`` and return it.
@@ -53,8 +59,13 @@ class GuestMemory:
         if at < 0 or self._starts[at] != guest_address:
             raise AddressError(f"no memory region starts at guest-physical {guest_address:#x}")
         del self._starts[at]
+        region = self._regions.pop(at)
+        self._changed()
+        return region
+
+    def _changed(self) -> None:
         self.version += 1
-        return self._regions.pop(at)
+        self._snapshot = (self.version, tuple(self._regions))
 
     def find(self, guest_address: int) -> MemoryRegion | None:
         """The region that contains ``guest_address``."""

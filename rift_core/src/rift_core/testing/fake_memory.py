@@ -29,6 +29,7 @@ class PhysicalMemory:
         self.lock = threading.Lock()
         self.gpa_bits = gpa_bits
         self._max_slots = max_slots
+        self._edit = threading.Lock()  # held for every look into _regions
         self._regions = GuestMemory()
         self._pages: dict[int, tuple[memoryview, int, bool]] = {}  # page number -> bytes, offset, writable
 
@@ -59,7 +60,8 @@ class PhysicalMemory:
 
     def view(self, address: int, size: int, writable: bool) -> memoryview | None:
         """The bytes themselves if they lie in one region that allows the access."""
-        region = self._regions.find(address)
+        with self._edit:
+            region = self._regions.find(address)
         if region is None or size < 0 or address + size > region.end:
             return None
         if writable and not region.permissions & Permission.WRITE:
@@ -85,7 +87,8 @@ class PhysicalMemory:
         if len(self._regions.regions) >= self._max_slots:
             raise HypervisorError("map_memory", errno.E2BIG, f"all {self._max_slots} slots are in use")
         try:
-            self._regions.add(region)
+            with self._edit:
+                self._regions.add(region)
         except MappingError as error:
             raise HypervisorError("map_memory", errno.EEXIST, str(error)) from error
 
@@ -94,17 +97,20 @@ class PhysicalMemory:
 
         :raises AddressError: none does.
         """
-        self._regions.remove(guest_address)
-        self._pages = {}  # replaced, not emptied: another thread may be reading it
+        with self._edit:
+            self._regions.remove(guest_address)
+            self._pages = {}  # replaced, not emptied: another thread may be reading it
 
     def clear(self) -> None:
         """Forget all regions."""
-        self._regions = GuestMemory()
-        self._pages = {}
+        with self._edit:
+            self._regions = GuestMemory()
+            self._pages = {}
 
     def _find(self, address: int) -> tuple[memoryview, int, bool] | None:
-        pages = self._pages
-        region = self._regions.find(address)
+        with self._edit:
+            pages = self._pages
+            region = self._regions.find(address)
         if region is None:
             return None
         host = region.host if region.host.format == "B" and region.host.ndim == 1 else region.host.cast("B")

@@ -1,0 +1,210 @@
+"""``rift build``: what it makes, with every compiler that is here, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rift_core.build import BuildError, Target, build, command_line, find_compiler, isa_sources
+from rift_core.errors import PluginNotFoundError
+
+X86_64 = Path(__file__).parents[2] / "plugins/x86_64/src/rift_x86_64/guest"
+
+COMPILERS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            shutil.which(name) is None, reason=f"{name} is not installed: install the package {name}"
+        ),
+    )
+    for name in ("gcc", "clang")
+]
+
+GUEST = """
+#include <rift_guest.h>
+int add(int a, int b) { return a + b; }
+static const char *const words[] = {"zero", "one"};
+int counter = 7;
+char room[100000];
+int main(int argument) { rift_printf("%s %d\\n", words[argument & 1], add(argument, 1)); return 0; }
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "guest.c"
+    path.write_text(GUEST)
+    return path
+
+
+def symbols(path: Path) -> dict[str, tuple[int, str]]:
+    """Name to address and nm's letter."""
+    lines = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {name: (int(address, 16), letter) for address, letter, name in (line.split() for line in lines)}
+
+
+def segments(path: Path) -> list[tuple[str, int, int]]:
+    """Type, address and flags of each program header."""
+    from elftools.elf.elffile import ELFFile
+
+    with path.open("rb") as file:
+        return [(s["p_type"], s["p_vaddr"], s["p_flags"]) for s in ELFFile(file).iter_segments()]
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("pie", [False, True], ids=["static", "pie"])
+@pytest.mark.parametrize("simd", [False, True], ids=["general", "simd"])
+def test_builds_a_payload(compiler: str, pie: bool, simd: bool, source: Path, tmp_path: Path) -> None:
+    result = build(source, tmp_path / "guest", compiler=compiler, pie=pie, simd=simd, folder=X86_64)
+    assert result.path == tmp_path / "guest"
+    assert result.command[0] == compiler
+    assert result.warnings == ""
+    names = symbols(result.path)
+    assert {"main", "add", "counter", "room", "rift_vectors", "rift_info"} <= names.keys()
+    base = 0 if pie else 0x200000
+    loads = [(address, flags) for kind, address, flags in segments(result.path) if kind == "PT_LOAD"]
+    assert [flags for _, flags in loads] == [5, 4, 6], "code, constants, data: nothing is writable and executable"
+    assert loads[0][0] == base
+    from elftools.elf.elffile import ELFFile
+
+    with result.path.open("rb") as file:
+        elf = ELFFile(file)
+        assert elf["e_entry"] == names["main"][0]
+        assert elf["e_type"] == ("ET_DYN" if pie else "ET_EXEC")
+        assert not any(s["p_type"] == "PT_INTERP" for s in elf.iter_segments())
+        stack = next(s for s in elf.iter_segments() if s["p_type"] == "PT_GNU_STACK")
+        assert not stack["p_flags"] & 1
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_keeps_what_the_payload_brings_and_drops_unused_runtime(compiler: str, source: Path, tmp_path: Path) -> None:
+    source.write_text("int lonely(void) { return 1; }\nint main(void) { return 0; }\n")
+    names = symbols(build(source, tmp_path / "guest", compiler=compiler, folder=X86_64).path)
+    assert "lonely" in names, "the host calls functions by name, so that none may be dropped"
+    assert "rift_vectors" in names
+    assert "rift_walk" not in names
+    assert "rift_snprintf" not in names
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_warnings_are_handed_back(compiler: str, source: Path, tmp_path: Path) -> None:
+    source.write_text("int main(void) { int unused; return 0; }\n")
+    assert "unused" in build(source, tmp_path / "guest", compiler=compiler, folder=X86_64).warnings
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_compile_error_is_passed_on_and_leaves_the_old_payload(compiler: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "guest").write_text("old")
+    source.write_text("int main(void) { return undeclared_name; }\n")
+    with pytest.raises(BuildError, match="undeclared_name") as caught:
+        build(source, tmp_path / "guest", compiler=compiler, folder=X86_64)
+    assert f"{source}:1:" in caught.value.output
+    assert (tmp_path / "guest").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["guest", "guest.c"], "nothing else is left behind"
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_floating_point_without_simd_gets_a_hint(compiler: str, source: Path, tmp_path: Path) -> None:
+    source.write_text("double half(double x) { return x / 2; }\nint main(void) { return 0; }\n")
+    with pytest.raises(BuildError, match="--simd"):
+        build(source, tmp_path / "guest", compiler=compiler, folder=X86_64)
+    build(source, tmp_path / "guest", compiler=compiler, simd=True, folder=X86_64)
+
+
+def test_options_base_entry_and_doorbell(source: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+    result = build(
+        source, tmp_path / "guest", folder=X86_64, base=0x40_0000, entry="add", doorbell=0x1000_0000,
+        options=["-DEXTRA=1"], verbose=seen.append,
+    )  # fmt: skip
+    assert seen == [str(result)]
+    assert "-DEXTRA=1" in result.command
+    assert result.command[-2:] == ("-o", str(tmp_path / "guest"))
+    names = symbols(result.path)
+    assert names["rift_vectors"][0] >= 0x40_0000
+    assert bytes.fromhex("a30808001000000000") in result.path.read_bytes(), "the vectors' store names the doorbell"
+
+
+def test_a_payload_of_its_own_needs_no_runtime(tmp_path: Path) -> None:
+    source = tmp_path / "bare.S"
+    source.write_text(".globl test\ntest: hlt\n")
+    result = build(source, tmp_path / "bare", entry="test", runtime=False, folder=X86_64)
+    assert "rift_vectors" not in symbols(result.path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sources": []}, "no source"),
+        ({"sources": "missing.c"}, "missing.c: no such source"),
+        ({"compiler": "no-such-compiler"}, "'no-such-compiler' is not there"),
+        ({"base": 0x1234}, "not a multiple of 4096"),
+        ({"doorbell": 0x8000_0000}, "below 2 GiB"),
+        ({"output": "no/such/folder/guest"}, "no such folder"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_clearly(
+    arguments: dict[str, object], message: str, source: Path, tmp_path: Path
+) -> None:
+    given: dict[str, object] = {"sources": source, "output": tmp_path / "guest", "folder": X86_64}
+    with pytest.raises(BuildError, match=message):
+        build(**{**given, **arguments})  # type: ignore[arg-type]
+
+
+def test_the_source_is_never_overwritten(source: Path) -> None:
+    with pytest.raises(BuildError, match="both source and output"):
+        build(source, source, folder=X86_64)
+
+
+def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("RIFT_CC", raising=False)
+    target = Target.read("x86_64", X86_64)
+    with pytest.raises(BuildError, match=r"install the package .*gcc"):
+        find_compiler(target)
+
+
+def test_rift_cc_chooses_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "my-clang"
+    fake.write_text("#!/bin/sh\necho clang version 99\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("RIFT_CC", str(fake))
+    found = find_compiler(Target.read("x86_64", X86_64))
+    assert found.command[0] == str(fake)
+    assert found.is_clang
+
+
+def test_another_host_uses_a_cross_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, answer in (("gcc", "gcc"), ("clang", "clang version 99")):
+        fake = tmp_path / name
+        fake.write_text(f"#!/bin/sh\necho {answer}\n")
+        fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("RIFT_CC", raising=False)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    target = Target.read("x86_64", X86_64)
+    found = find_compiler(target)
+    assert found.command == ("clang", "--target=x86_64-unknown-linux-gnu", "-fuse-ld=lld"), (
+        "this host's gcc is of no use"
+    )
+    assert "--target=x86_64-unknown-linux-gnu" in command_line([Path("a.c")], Path("a"), target, found)
+
+
+def test_an_isa_is_found_by_its_entry_point_and_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "rift_made_up"
+    (package / "guest").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (package / "guest/build.toml").write_text("")
+    information = tmp_path / "made_up-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: made-up\nVersion: 1\n")
+    (information / "entry_points.txt").write_text("[rift.plugins]\nmade_up = rift_made_up\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert isa_sources("made_up") == package / "guest"
+    with pytest.raises(BuildError, match=r"made_up.*build\.toml"):
+        Target.read("made_up", package / "guest")
+    with pytest.raises(PluginNotFoundError, match=r"'z80'.*made_up"):
+        isa_sources("z80")
