@@ -298,7 +298,8 @@ def test_the_report_of_a_fault_changes_no_register(payload: Path) -> None:
     code = disassembly(payload)
     (store,) = [index for index, (_, text) in enumerate(code) if "0x70000808" in text]
     assert code[store][1].startswith("movabs %eax,")
-    assert "hlt" in code[store + 1][1]
+    assert re.fullmatch(r"add +\$0x10,%rsp", code[store + 1][1])
+    assert "iretq" in code[store + 2][1]
     assert "iretq" in code[store - 1][1]
 
 

@@ -1,0 +1,199 @@
+"""Who lives how long: close, garbage, fork, views, interpreter exit."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rift_core import ForkedMachineError, Machine, PluginUnavailableError, StateError, open_machine
+from rift_core.testing.leaks import assert_no_leaks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ADD = bytes.fromhex("488d0437c3")  # lea rax, [rdi+rsi]; ret
+SPIN = bytes.fromhex("ebfe")  # jmp $
+
+
+def open_code(code: bytes) -> Machine:
+    """A machine that nothing but the caller refers to, or a skip that says why there is none."""
+    try:
+        return open_machine(code=code, isa="x86_64")
+    except PluginUnavailableError as error:
+        pytest.skip(f"no backend works here: {error}")
+
+
+def open_spinning() -> Machine:
+    return open_code(SPIN)
+
+
+def test_a_thousand_machines_leave_nothing_behind() -> None:
+    for _ in range(3):
+        open_code(ADD).close()
+    with assert_no_leaks():
+        for number in range(1000):
+            with open_machine(code=ADD, isa="x86_64") as machine:
+                assert machine.call(0x40_0000, number, 1) == number + 1
+
+
+def test_close_is_idempotent_and_later_use_is_refused() -> None:
+    machine = open_spinning()
+    thread = machine.thread().start()
+    machine.close()
+    machine.close()
+    assert thread.join(10).reason == "killed"
+    for use in (
+        lambda: machine.memory,
+        lambda: machine.call(0x40_0000),
+        lambda: machine.thread().start(),
+        lambda: machine.map(0x10_0000, 0x1000),
+        lambda: machine.symbol("x"),
+        lambda: machine.translate(0),
+        lambda: machine.load_code(b"\xc3"),
+    ):
+        with pytest.raises(StateError, match="closed"):
+            use()
+
+
+def test_views_outlive_close() -> None:
+    machine = open_spinning()
+    physical = machine.map(0x10_0000, 0x1000)
+    view = machine.memory[physical : physical + 4]
+    view[:] = b"kept"
+    machine.close()
+    gc.collect()
+    assert bytes(view) == b"kept"
+    view[0] = ord("K")
+    assert bytes(view) == b"Kept"
+
+
+def test_a_dropped_machine_is_collected_with_its_spinning_thread() -> None:
+    machine = open_spinning()
+    thread = machine.thread().start()
+    engine = weakref.ref(machine.engine)
+    gone = weakref.ref(machine)
+    del machine
+    gc.collect()
+    assert gone() is None
+    assert thread.join(10).reason == "killed"
+    del thread
+    deadline = time.monotonic() + 10
+    while engine() is not None and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    assert engine() is None
+
+
+def test_dropped_machines_leave_nothing_behind() -> None:
+    open_spinning().close()
+    with assert_no_leaks():
+        for _ in range(50):
+            open_spinning().thread().start()
+        gc.collect()
+        deadline = time.monotonic() + 20
+        while any(t.name == "rift-main" for t in threading.enumerate()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+
+
+def test_kick_against_close() -> None:
+    for _ in range(50):
+        machine = open_spinning()
+        thread = machine.thread().start()
+        stop = threading.Event()
+
+        def kick(thread: object = thread, stop: threading.Event = stop) -> None:
+            while not stop.is_set():
+                thread.kick()  # type: ignore[attr-defined]
+
+        kicker = threading.Thread(target=kick)
+        kicker.start()
+        time.sleep(0.001)
+        machine.close()
+        stop.set()
+        kicker.join()
+        assert thread.join(10).reason == "killed"
+
+
+def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
+    machine = open_spinning()
+    physical = machine.map(0x10_0000, 0x1000)
+    view = machine.memory[physical : physical + 8]
+    view[0] = 42
+    thread = machine.thread().start()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            problems = view[0] != 0
+            for use in (lambda: machine.memory, lambda: machine.call(0x40_0000), lambda: machine.map(0, 0x1000)):
+                try:
+                    use()
+                    problems = True
+                except ForkedMachineError:
+                    pass
+            machine.close()
+            inherited = [
+                target
+                for fd in os.listdir("/proc/self/fd")
+                if "kvm"
+                in (target := os.readlink(f"/proc/self/fd/{fd}") if os.path.islink(f"/proc/self/fd/{fd}") else "")
+            ]
+            # The child can have machines of its own.
+            with open_machine(code=ADD, isa="x86_64") as own:
+                problems = problems or own.call(0x40_0000, 1, 2) != 3
+            code = 2 if problems else 3 if inherited else 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert view[0] == 42
+    assert thread.state == "running"
+    thread.kill()
+    assert thread.join(10).reason == "killed"
+    machine.close()
+
+
+EXIT_WHILE_RUNNING = """
+from rift_core import open_machine
+machine = open_machine(code=bytes.fromhex("ebfe"), isa="x86_64")
+thread = machine.thread().start()
+import threading
+caller = threading.Thread(target=lambda: machine.call(0x400000), daemon=True)
+caller.start()
+print("leaving")
+"""
+
+
+def test_the_interpreter_exits_while_guests_run(tmp_path: Path) -> None:
+    open_spinning().close()
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", EXIT_WHILE_RUNNING],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "leaving\n"
+    assert "Traceback" not in run.stderr or "GuestExitError" in run.stderr
+    assert time.monotonic() - began < 30
+
+
+def test_machines_in_parallel_do_not_know_each_other() -> None:
+    machines = [open_spinning() for _ in range(8)]
+    threads = [machine.thread().start() for machine in machines]
+    machines[0].close()
+    assert [t.state for t in threads[1:]] == ["running"] * 7
+    for machine in machines:
+        machine.close()

@@ -1,0 +1,246 @@
+"""Guest threads: start, join, kick, kill, registers, limits, pause."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rift_core import (
+    Exit,
+    ExitKind,
+    GuestFaultError,
+    LimitError,
+    Machine,
+    StateError,
+    Stop,
+    UnhandledExitError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    MakeMachine = Callable[..., Machine]
+
+SOON = 1.0  # seconds: ten times the promised 100 ms
+
+
+def test_a_thread_runs_to_its_halt(run_code: MakeMachine) -> None:
+    thread = run_code("halt").thread("main").start()
+    assert thread.join(timeout=10) == Stop(0, "halt")
+    assert thread.state == "ended"
+
+
+def test_arguments_and_the_entry_functions_result(run_code: MakeMachine) -> None:
+    assert run_code("add").thread().start(40, 2).join(10) == Stop(42, "return")
+
+
+def test_the_exit_doorbell_ends_the_thread_with_its_status(run_code: MakeMachine) -> None:
+    assert run_code("exit").thread().start(7).join(10) == Stop(7, "exit")
+
+
+def test_join_times_out_while_the_guest_goes_on_and_kill_ends_it(run_code: MakeMachine) -> None:
+    thread = run_code("spin").thread().start()
+    with pytest.raises(TimeoutError, match="still runs"):
+        thread.join(timeout=0.05)
+    thread.kill()
+    began = time.monotonic()
+    assert thread.join(timeout=10) == Stop(0, "killed")
+    assert time.monotonic() - began < SOON
+
+
+def test_a_kill_right_after_start_counts(run_code: MakeMachine) -> None:
+    machine = run_code("spin")
+    for _ in range(20):
+        thread = machine.thread().start()
+        thread.kill()
+        assert thread.join(timeout=10) == Stop(0, "killed")
+
+
+def test_a_kicked_guest_goes_on(run_code: MakeMachine) -> None:
+    machine = run_code("count")
+    counter = machine.map(0x10_0000, 0x1000)
+    thread = machine.thread().start(0x10_0000)
+    word = machine.memory[counter : counter + 8].cast("Q")
+    deadline = time.monotonic() + 10
+    for _ in range(10):
+        before = word[0]
+        thread.kick()
+        while word[0] == before and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert word[0] > before
+    thread.kill()
+    assert thread.join(10).reason == "killed"
+
+
+def test_starting_twice_is_refused_until_it_has_ended(run_code: MakeMachine) -> None:
+    machine = run_code("spin")
+    thread = machine.thread().start()
+    with pytest.raises(StateError, match="runs already"):
+        thread.start()
+    thread.kill()
+    thread.join(10)
+    thread.start().kill()
+    assert thread.join(10).reason == "killed"
+
+
+def test_joining_before_the_start_is_refused(run_code: MakeMachine) -> None:
+    with pytest.raises(StateError, match="not started"):
+        run_code("halt").thread().join()
+
+
+def test_registers_are_read_after_the_end_and_refused_during_the_run(run_code: MakeMachine) -> None:
+    machine = run_code("spin")
+    thread = machine.thread()
+    entry = thread.entry
+    thread.start(0x1234)
+    time.sleep(0.05)
+    with pytest.raises(StateError, match="in the guest"):
+        thread.registers["rip"]
+    with machine.pause(timeout=10):
+        assert thread.registers["rip"] == entry
+        thread.registers["rbx"] = 0x77
+    thread.kill()
+    thread.join(10)
+    assert thread.registers["rdi"] == 0x1234
+    assert thread.registers["rbx"] == 0x77
+    assert "cr3" in set(thread.registers)
+
+
+def test_registers_set_before_the_start_are_on_top_of_the_entry_state(run_code: MakeMachine) -> None:
+    thread = run_code("add").thread()
+    with pytest.raises(StateError, match="not run yet"):
+        thread.registers["rax"]
+    with pytest.raises(StateError, match="no register"):
+        thread.registers["nonsense"] = 1
+    thread.registers["rsi"] = 30
+    assert thread.registers["rsi"] == 30
+    assert thread.start(12).join(10) == Stop(42, "return")
+
+
+def test_pausing_holds_all_threads_until_the_end_of_the_block(run_code: MakeMachine) -> None:
+    machine = run_code(
+        "count",
+        threads=[{"name": name, "entry": 0x40_0000, "arguments": [0x10_0000 + 8 * i]} for i, name in enumerate("ab")],
+    )
+    counters = machine.map(0x10_0000, 0x1000)
+    words = machine.memory[counters : counters + 16].cast("Q")
+    for thread in machine.threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while not all(words) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(5):
+        with machine.pause(timeout=10):
+            before = list(words)
+            time.sleep(0.02)
+            assert list(words) == before
+        while list(words) == before and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert list(words) != before
+    machine.kill()
+    assert [t.join(10).reason for t in machine.threads] == ["killed", "killed"]
+
+
+def test_an_unhandled_exception_is_a_report(run_code: MakeMachine) -> None:
+    thread = run_code("null").thread().start()
+    with pytest.raises(GuestFaultError) as caught:
+        thread.join(10)
+    report = caught.value.report
+    assert report.fault.vector == 14
+    assert report.fault.address == 0
+    assert report.fault.pc == thread.entry
+    text = str(caught.value)
+    assert "page fault" in text
+    assert "not mapped" in text
+    assert "0x400000" in text
+
+
+def test_a_stack_overflow_is_a_report_not_a_triple_fault(run_code: MakeMachine) -> None:
+    with pytest.raises(GuestFaultError, match="stack"):
+        run_code("recurse", threads=[{"name": "main", "stack": "4KiB"}]).thread().start().join(60)
+
+
+def test_an_exit_that_nobody_answers_tells_where(run_code: MakeMachine) -> None:
+    with pytest.raises(UnhandledExitError, match=r"MMIO write of 0x5 .* 0x70000100") as caught:
+        run_code("doorbell").thread().start(5).join(10)
+    assert caught.value.exit == Exit(
+        ExitKind.MMIO, 0x7000_0100, 4, 5, True, caught.value.exit.raw_reason, caught.value.exit.info
+    )
+    assert caught.value.registers["rdi"] == 5
+
+
+def test_the_wall_time_limit_ends_a_spinning_guest(run_code: MakeMachine) -> None:
+    thread = run_code("spin", limits={"wall_time": 0.2}).thread().start()
+    with pytest.raises(LimitError, match="wall_time") as caught:
+        thread.join(10)
+    assert caught.value.limit == "limits.wall_time"
+
+
+def test_the_exit_rate_limit_ends_a_flood(run_code: MakeMachine) -> None:
+    from rift_core import ExitHandler, Resume
+
+    machine = run_code("flood", limits={"exits_per_second": 100})
+    handler = ExitHandler(
+        "sink", frozenset({ExitKind.MMIO}), range(0x7000_0100, 0x7000_0108), lambda vcpu, exit: Resume()
+    )
+    machine.engine.dispatcher = type(machine.dispatcher)([handler])
+    with pytest.raises(LimitError, match="exits a second"):
+        machine.thread().start().join(20)
+
+
+def test_two_threads_and_the_host_share_memory(run_code: MakeMachine) -> None:
+    machine = run_code(
+        "count",
+        threads=[{"name": name, "entry": 0x40_0000, "arguments": [0x10_0000 + 8 * i]} for i, name in enumerate("ab")],
+    )
+    counters = machine.map(0x10_0000, 0x1000)
+    words = machine.memory[counters : counters + 16].cast("Q")
+    for thread in machine.threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while not all(words) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    words[0] = 1 << 40
+    time.sleep(0.05)
+    assert words[0] >= 1 << 40
+    assert words[1] > 0
+    machine.kill()
+
+
+def test_handlers_raise_into_join(run_code: MakeMachine) -> None:
+    from rift_core import ExitHandler
+
+    def fail(vcpu: object, exit: Exit) -> None:
+        raise KeyError("mine")
+
+    machine = run_code("doorbell")
+    handler = ExitHandler("bad", frozenset({ExitKind.MMIO}), range(0x7000_0100, 0x7000_0108), fail)
+    machine.engine.dispatcher = type(machine.dispatcher)([handler])
+    with pytest.raises(KeyError, match="mine"):
+        machine.thread().start().join(10)
+
+
+def test_kicks_at_random_moments_are_never_lost(run_code: MakeMachine) -> None:
+    machine = run_code("spin")
+    thread = machine.thread().start()
+    done = threading.Event()
+    served = 0
+
+    def kicker() -> None:
+        while not done.is_set():
+            thread.kick()
+
+    helper = threading.Thread(target=kicker)
+    helper.start()
+    try:
+        for _ in range(200):
+            served += machine.engine.contexts[0].post(lambda: 1).result(timeout=10)
+    finally:
+        done.set()
+        helper.join()
+    assert served == 200
+    thread.kill()
+    assert thread.join(10).reason == "killed"
