@@ -1,0 +1,101 @@
+"""The C twin, compiled into a temporary folder and called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rift_core import get_include
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rift_core.machine import Machine
+    from rift_core.memory import Mapping
+
+HERE = Path(__file__).parent
+
+READ_WRITE_FLAGS = 0x1 | 0x2 | 0x20 | 0x40
+"""Present, writable, accessed, dirty (SDM volume 3, 4.5.4): what a data page's entry holds."""
+
+
+class TwinMapping(ctypes.Structure):
+    """``struct twin_mapping``."""
+
+    _fields_ = (
+        ("virtual_address", ctypes.c_uint64),
+        ("physical", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+        ("page", ctypes.c_uint64),
+    )
+
+
+class Counter(ctypes.Structure):
+    """``struct twin_counter``."""
+
+    _fields_ = (("count", ctypes.c_uint64), ("limit", ctypes.c_uint64))
+
+
+@cache
+def library() -> Any:
+    """The compiled twin."""
+    target = Path(tempfile.mkdtemp(prefix="rift-twin-")) / "twin.so"
+    compiler = os.environ.get("CC", "gcc")
+    subprocess.run(
+        [compiler, "-O2", "-Wall", "-shared", "-fPIC", f"-I{get_include()}", "-o", target, HERE / "twin.c"], check=True
+    )
+    loaded = ctypes.CDLL(str(target))
+    u64, pointer = ctypes.c_uint64, ctypes.c_void_p
+    loaded.twin_open.restype = pointer
+    loaded.twin_close.argtypes = [pointer]
+    loaded.twin_map.argtypes = [pointer, ctypes.c_uint32, u64, u64, u64, ctypes.c_int]
+    loaded.twin_vcpu.argtypes = [pointer, *[u64] * 8]
+    loaded.twin_set.argtypes = [pointer, *[u64] * 4]
+    loaded.twin_run.argtypes = [pointer]
+    loaded.twin_exits.argtypes = [pointer, u64]
+    loaded.twin_exits.restype = u64
+    loaded.twin_calls.argtypes = [pointer, *[u64] * 5]
+    loaded.twin_calls.restype = u64
+    loaded.twin_tables.argtypes = [pointer, u64, u64, ctypes.POINTER(TwinMapping), ctypes.c_size_t]
+    loaded.twin_tables.restype = None
+    loaded.twin_memory.argtypes = [u64]
+    loaded.twin_memory.restype = pointer
+    loaded.twin_release.argtypes = [pointer, u64]
+    loaded.twin_release.restype = None
+    return loaded
+
+
+def twin_mappings(mappings: Iterable[Mapping]) -> Any:
+    """The same mappings for ``twin_tables``."""
+    items = [
+        TwinMapping(m.virtual, m.physical, m.size, READ_WRITE_FLAGS, m.largest_page or 0x20_0000) for m in mappings
+    ]
+    return (TwinMapping * len(items))(*items)
+
+
+STATE = ("cr3", "cr0", "cr4", "efer", "gdtr.base", "idtr.base", "tr.base", "xcr0")
+
+
+class TwinOf:
+    """A bare VM over the very memory of a Rift machine, with one vCPU in the state of the machine's own."""
+
+    def __init__(self, machine: Machine, state: dict[str, int]) -> None:
+        from rift_core.host_memory import buffer_address
+
+        self.library = library()
+        self.handle = self.library.twin_open()
+        for slot, region in enumerate(machine.memory.regions):
+            self.library.twin_map(self.handle, slot, region.guest_address, region.size, buffer_address(region.host), 0)
+        self._keep = machine
+        if self.library.twin_vcpu(self.handle, *(state[name] for name in STATE)) < 0:
+            raise OSError("the twin's vCPU cannot be made")
+
+    def close(self) -> None:
+        """Release the VM."""
+        self.library.twin_close(self.handle)
