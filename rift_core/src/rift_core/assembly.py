@@ -64,6 +64,7 @@ class Assembly:
     """Everything that is decided before a hypervisor is touched."""
 
     config: MachineConfig
+    catalog: Catalog
     binary: Binary
     backend: ChosenBackend
     binding: Binding
@@ -117,7 +118,7 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
         return ChosenBackend(entry, config.backend, probe, f"{name}: chosen by the configuration")
     listed = os.environ.get("RIFT_BACKENDS")
     order = [n.strip() for n in listed.split(",") if n.strip()] if listed else list(AUTO_BACKENDS)
-    problems = []
+    problems: list[str] = []
     for name in order:
         if not listed and not catalog.has("backend", name):
             continue
@@ -144,7 +145,7 @@ def _probe(entry: CatalogEntry, section: Section) -> ProbeResult:
 def _unfit(probe: ProbeResult, name: str, isa: str) -> str:
     if not probe.available:
         return f"{name}: {probe.reason}" + (f" ({probe.remedy})" if probe.remedy else "")
-    if isa not in probe.isas:
+    if probe.isas and isa not in probe.isas:
         return f"{name}: runs {', '.join(probe.isas) or 'nothing'} here, not {isa}"
     return ""
 
@@ -185,7 +186,7 @@ def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backen
         doorbell_address=config.memory.doorbell,
         user_image=any(t.privilege == "user" for t in config.threads),
     )
-    return Assembly(config, binary, backend, binding, hooks, isa, layout)
+    return Assembly(config, catalog, binary, backend, binding, hooks, isa, layout)
 
 
 def planning_limits() -> ProbeResult:
@@ -273,7 +274,8 @@ def install_handlers(engine: Engine, assembly: Assembly, machine: object) -> Non
     """
     handlers = []
     for section in assembly.config.exit_handlers:
-        handlers += assembly.hooks.exit_handlers(section, machine)
+        module = assembly.catalog.get("exit_handler", section.name).module
+        handlers += assembly.hooks.exit_handlers(module, section, machine)
     names = [handler.name for handler in handlers]
     for name in names:
         if names.count(name) > 1:

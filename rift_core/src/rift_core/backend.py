@@ -55,7 +55,7 @@ class ProbeResult:
     """Whether a backend works here, and what it can do.
 
     ``reason`` is one sentence; ``remedy`` says what to do where it does not work. ``isas`` are the guest
-    ISAs that it can run here. ``machine`` names the kind of machine for the list of expected gaps
+    ISAs that it can run here; empty: every one that a binding is installed for. ``machine`` names the kind of machine for the list of expected gaps
     (``kvm-pvm``, ``kvm-svm``, ``kvm-vmx``, ``fake``, ...).
     """
 

@@ -21,6 +21,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -58,6 +59,10 @@ _LINK_FLAGS = (
     "-Wl,-z,max-page-size=0x1000",
     "-Wl,-z,noexecstack",
 )
+
+
+_FLOATING_POINT = re.compile(r"SSE|general-regs-only|`__\w+[sdt]f[0-9]?'|symbol: __\w+[sdt]f[0-9]?\b")
+"""What gcc, and the linkers after clang, say of floating point without its registers: libgcc's __muldf3 and so on."""
 
 
 class BuildError(RiftError):
@@ -311,7 +316,7 @@ def _run(command: list[str], shown: tuple[str, ...]) -> str:
         raise BuildError(f"{command[0]} cannot be run: {error}") from error
     if answer.returncode:
         hint = ""
-        if "SSE" in answer.stderr or "general-regs-only" in answer.stderr:
+        if _FLOATING_POINT.search(answer.stderr):
             hint = " (floating point and vectors need --simd: payloads are compiled for general registers only)"
         raise BuildError(f"{shown[0]} failed with status {answer.returncode}{hint}", answer.stderr + answer.stdout)
     return answer.stderr

@@ -80,6 +80,7 @@ class CallPool:
             heartbeat=me == MAIN_THREAD,
         )
         clean = False
+        failure: Exception | None = None
         try:
             if vcpu is None or context.owner != me:
                 vcpu = context.acquire_vcpu()
@@ -97,9 +98,14 @@ class CallPool:
                 )
             result = engine.isa.result(returned, vcpu, kind)
         finally:
-            if not clean:
-                context.fresh = True  # whatever state it was left in, the next call starts from scratch
-            context.leave()
+            try:
+                failure = engine.dispatcher.finish()
+            finally:
+                if not clean:
+                    context.fresh = True  # whatever state it was left in, the next call starts from scratch
+                context.leave()
+        if failure is not None:
+            raise failure
         return bool(result) if restype is ctypes.c_bool else result
 
     def give_back(self, context: Context) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rift_core import doorbell
 from rift_core.errors import GuestCrashError, GuestFaultError, LimitError, RiftError, StateError, UnhandledExitError
-from rift_core.exits import Exit, ExitKind, Fault, Resume, Stop
+from rift_core.exits import Exit, ExitKind, Resume, Stop
+from rift_core.memory import Gva
 from rift_core.report import describe_address, disassemble, fault_report, format_registers
 from rift_core.watchdog import WATCHDOG
 
@@ -63,7 +64,7 @@ class Context:
         self.name = name
         self.privilege: Privilege = privilege
         self.areas = areas
-        self.stack_top = areas["stack"].end
+        self.stack_top = Gva(areas["stack"].end)
         self.vcpu: VCpu | None = None
         self.owner = 0  # ident of the thread that owns the vCPU, 0: parked
         self.running = False
@@ -174,13 +175,13 @@ class Context:
                     result = dispatch(vcpu, exit)
                 except UnhandledExitError as error:
                     raise self._unhandled(vcpu, exit, error) from None
-            if type(result) is Resume:
+            if isinstance(result, Resume):
                 if not exit.is_write:
                     reply = result.value
-            elif type(result) is Stop:
+            elif isinstance(result, Stop):
                 return result
             else:
-                self._inject(vcpu, result)
+                vcpu.inject_exception(result.vector, result.code)
 
     def serve(self) -> Stop | None:
         """Serve what others have asked; wait while the machine is paused. A Stop ends the run.
@@ -301,7 +302,7 @@ class Context:
             raise self._unhandled(vcpu, exit, UnhandledExitError(f"the guest wrote to a reserved register: {exit}"))
         call = engine.isa.read_user_call(vcpu, engine, exit)
         result = self._user_call(vcpu, dispatcher, call)
-        if type(result) is Resume:
+        if isinstance(result, Resume):
             engine.isa.finish_user_call(vcpu, engine, exit, result.value)
         return result
 
@@ -320,9 +321,6 @@ class Context:
             return dispatcher.dispatch(vcpu, call)
         except UnhandledExitError:
             return Resume(_ENOSYS)
-
-    def _inject(self, vcpu: VCpu, fault: Fault) -> None:
-        vcpu.inject_exception(fault.vector, fault.code)
 
     def _unhandled(self, vcpu: VCpu, exit: Exit, error: UnhandledExitError) -> RiftError:
         """The same error with the guest's registers, place and instruction in it."""

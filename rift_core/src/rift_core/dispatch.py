@@ -67,6 +67,7 @@ class Dispatcher:
         self.handlers = tuple(handlers)
         self._tables: dict[int, _Table] = {}
         self._observers: dict[int, list[Observer]] = {}
+        self._finishers = tuple(dict.fromkeys(h.finish for h in self.handlers if h.finish is not None))
         for handler in self.handlers:
             for kind in handler.kinds:
                 self._tables.setdefault(kind, _Table()).add(handler, kind)
@@ -98,6 +99,16 @@ class Dispatcher:
                     if result is not None:
                         return result
         return self._unanswered(exit)
+
+    def finish(self) -> Exception | None:
+        """Tell the handlers that a run or a call has ended; the first exception that one of them raised."""
+        failure: Exception | None = None
+        for finish in self._finishers:
+            try:
+                finish()
+            except Exception as error:
+                failure = failure or error
+        return failure
 
     def asked(self, exit: Exit) -> tuple[str, ...]:
         """Names of the handlers that an exit is offered to, in order."""

@@ -112,6 +112,8 @@ class ExitHandler:
     :param handle: the Python half: a result, or None for "not mine".
     :param native: the C half, asked first and without waking Python.
     :param fallback: asked only when no other handler's range takes the exit; only fallbacks may overlap.
+    :param finish: called at the end of each run of a guest thread and of each call, on its host thread: hands
+        on what the handler has put off, such as buffered output. Several at a time.
     """
 
     name: str
@@ -120,3 +122,4 @@ class ExitHandler:
     handle: Callable[[VCpu, Exit], ExitResult | None]
     native: NativeHandler | None = None
     fallback: bool = False
+    finish: Callable[[], None] | None = None

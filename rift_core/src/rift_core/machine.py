@@ -90,7 +90,8 @@ class Machine:
             self._finalizer = weakref.finalize(self, REAPER.put, engine)
             self._finalizer.atexit = False
             for section in assembly.config.extensions:
-                engine.hooks.machine_opened(self, section)
+                module = assembly.catalog.get("extension", section.name).module
+                engine.hooks.machine_opened(module, self, section)
         except BaseException:
             engine.release()
             raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rift_core.errors import GuestError, RiftError, StateError
 from rift_core.exits import Stop
@@ -17,10 +17,15 @@ from rift_core.isa import EntryState
 from rift_core.values import to_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rift_core.context import Context
     from rift_core.engine import Engine
     from rift_core.isa import Argument, Privilege, Vectors
     from rift_core.memory import Gva
+
+
+T = TypeVar("T")
 
 
 class Registers(MutableMapping[str, int]):
@@ -181,7 +186,7 @@ class Thread:
             return
         self._with_vcpu(lambda: self.context.acquire_vcpu().write_registers(values))
 
-    def _with_vcpu(self, action: Any) -> Any:
+    def _with_vcpu(self, action: Callable[[], T]) -> T:
         self.engine.check_open()
         context = self.context
         if context.running:
@@ -214,6 +219,9 @@ class Thread:
                 outcome = engine.hooks.run_vcpu(self, vcpu, engine.dispatcher)
             except BaseException as error:
                 outcome = error
+            failure = engine.dispatcher.finish()
+            if failure is not None and isinstance(outcome, Stop):
+                outcome = failure
             context.fresh = True
             engine.hooks.thread_stopped(self, outcome)
         except BaseException as error:

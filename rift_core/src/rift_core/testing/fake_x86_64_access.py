@@ -167,10 +167,11 @@ class Access:
         writable = is_user = True
         no_execute = False
         used: list[tuple[int, int]] = []
+        shift = entry = 0
         for shift in (39, 30, 21, 12):
             entry_address = table + (address >> shift & 0x1FF) * 8
-            entry = memory.read(entry_address, 8)
-            if entry is None or not entry & _PRESENT:
+            entry = memory.read(entry_address, 8) or 0  # a table outside memory: nothing is present
+            if not entry & _PRESENT:
                 raise GuestException(PAGE_FAULT, code, address)
             large = shift == 12 or bool(entry & _LARGE)
             if (entry & _NO_EXECUTE and not nxe) or (shift == 39 and large) or entry & _ADDRESS >= 1 << memory.gpa_bits:

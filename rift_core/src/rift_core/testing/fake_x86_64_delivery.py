@@ -152,8 +152,8 @@ class Delivery(Access):
 
     def allowed_flags(self, rflags: int) -> int:
         """RFLAGS after IRET or POPF: IOPL and IF only as far as the privilege level may."""
-        old = self.state["rflags"]
         mask = _IRET_FLAGS
+        old: int = self.state["rflags"]
         if self.level > 0:
             mask &= ~0x3000
         if self.level > old >> 12 & 3:

@@ -342,6 +342,8 @@ class Integer(Decoder):
         if kind in (2, 3):
             raise GuestException(UNDEFINED)  # RCL, RCR
         if count == 0:
+            if self.rm is not None:
+                self.set_rm(size, value)  # clears the upper half of a 4-byte operand all the same
             return
         if kind < 2:
             turn = count % bits
@@ -374,7 +376,7 @@ class Integer(Decoder):
             self.modrm()
             kind, number = op >> 3 & 3, self.get(self.reg, size)
             if self.rm is None:  # the bit string may reach far from the address
-                self.address = self.address + (extend(number, size) >> 5 + (size == 8)) * size & MASK64
+                self.address = self.address + (extend(number, size) >> bits.bit_length() - 1) * size & MASK64
             number &= bits - 1
         value = self.get_rm(size)
         bit = 1 << number
@@ -449,5 +451,3 @@ class Integer(Decoder):
             self.next = self.rip
 
     _pending_flags: int = 0
-
-

@@ -11,7 +11,6 @@ import errno
 import json
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rift_core.backend import Binding, CpuFeatures, Limits, ProbeResult
@@ -21,6 +20,8 @@ from rift_core.plugin import PluginInfo, Section, hookimpl
 from rift_core.testing.fake_memory import PhysicalMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rift_core.backend import VmSpec
     from rift_core.exits import ExitHandler
     from rift_core.memory import Gpa, MemoryRegion
@@ -72,9 +73,9 @@ class FakeBinding(Protocol):
         """Execute one instruction. None: done, go on.
 
         An exit of a write, or of an instruction without data, is returned with the instruction done. A read
-        exit (MMIO, port or system register, ``is_write`` False) leaves the access open: :meth:`complete`
-        finishes it. ``memory.read`` gives None, ``memory.write`` False, where no memory is: that is how an
-        MMIO exit arises; its ``address`` is guest-physical, its ``size`` 1 to 8 bytes.
+        exit (MMIO, port or system register, ``is_write`` False) or a HYPERCALL leaves it open:
+        :meth:`complete` finishes it. ``memory.read`` gives None, ``memory.write`` False, where no memory is:
+        that is how an MMIO exit arises; its ``address`` is guest-physical, its ``size`` 1 to 8 bytes.
         Whatever the guest does, step must return: an undefined instruction is the guest's exception, or SHUTDOWN.
         """
 
@@ -108,6 +109,7 @@ class FakeVCpu:
         self._single_step = False
         self._breakpoints: frozenset[int] = frozenset()
         self._resume_at: int | None = None  # the breakpoint that the last exit reported
+        self._running = False
         self._closed = False
 
     @property
@@ -157,13 +159,21 @@ class FakeVCpu:
             if name not in widths:
                 raise HypervisorError("write_registers", errno.EINVAL, f"fake/{self._vm.isa} has no register {name!r}")
             if not 0 <= value < 1 << widths[name]:
-                raise HypervisorError("write_registers", errno.EINVAL, f"{name} has {widths[name]} bits, not {value:#x}")
+                text = f"{name} has {widths[name]} bits, not {value:#x}"
+                raise HypervisorError("write_registers", errno.EINVAL, text)
         self._drop_scratch()
         self._state.update(values)
         self._resume_at = None
 
     def run(self, reply: int | None = None) -> Exit:
         self._mine()
+        self._running = True
+        try:
+            return self._run(reply)
+        finally:
+            self._running = False
+
+    def _run(self, reply: int | None) -> Exit:
         self._stopped = None
         self._complete(0 if reply is None else reply)
         exit = self._queued
@@ -214,9 +224,10 @@ class FakeVCpu:
 
     def restore(self, state: bytes) -> None:
         self._mine()
-        head, checksum, body = state[: len(_SAVED_STATE)], state[len(_SAVED_STATE) :][:9], state[len(_SAVED_STATE) + 9 :]
+        head, rest = state[: len(_SAVED_STATE)], state[len(_SAVED_STATE) :]
+        checksum, body = rest[:9], rest[9:]
         if head != _SAVED_STATE or checksum != b"%08x " % zlib.crc32(body):
-            raise HypervisorError("restore", errno.EINVAL, "not a state of this version of the fake backend, or damaged")
+            raise HypervisorError("restore", errno.EINVAL, "damaged, or not of this version of the fake backend")
         saved = json.loads(body)
         if saved["isa"] != self._vm.isa or saved["registers"].keys() != self._binding.registers.keys():
             raise HypervisorError("restore", errno.EINVAL, f"a state of {saved['isa']}, this is {self._vm.isa}")
@@ -237,11 +248,8 @@ class FakeVCpu:
     def close(self) -> None:
         if self._closed:
             return
-        if self._owner:
-            self._mine()
-        self._release()
-
-    def _release(self) -> None:
+        if self._running:
+            raise StateError(f"vCPU {self._index} is running: kick it first")
         self._closed = True
         self._vm.forget(self)
 
@@ -423,7 +431,6 @@ def probe(config: Section) -> ProbeResult:
     return ProbeResult(
         available=True,
         reason="interpreted in Python: works everywhere, for tests",
-        isas=("x86_64",),
         limits=Limits(gpa_bits=GPA_BITS, max_slots=MAX_SLOTS, max_vcpus=MAX_VCPUS, max_vms=1 << 16),
         features=CpuFeatures(page_sizes=(0x1000, 0x20_0000, 0x4000_0000), names=FEATURES),
         capabilities=capabilities_of(interpreter),

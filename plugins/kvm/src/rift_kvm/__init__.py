@@ -1,0 +1,78 @@
+"""The KVM backend: hook implementations and settings. The native module is loaded when a hook needs it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rift_core.plugin import PluginInfo, Section, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rift_core.backend import Binding, ProbeResult, Vm, VmSpec
+
+_KICK_SIGNAL = signal.SIGRTMIN + 6 if sys.platform == "linux" else 40
+"""A real-time signal that no well-known library claims; glibc keeps the two below SIGRTMIN for itself."""
+
+
+class KvmConfig(Section):
+    """``[backend] name = "kvm"``."""
+
+    device: str = Field(default="/dev/kvm", description="The device file.")
+    kick_signal: int = Field(
+        default=_KICK_SIGNAL,
+        ge=1,
+        le=64,
+        description="Signal that makes a vCPU leave the guest; nobody else in the process may use it.",
+    )
+    system_register_exits: bool = Field(
+        default=True,
+        description="Whether accesses to MSRs that KVM does not know are exits; else they are #GP in the guest.",
+    )
+    measure: bool = Field(
+        default=True,
+        description="Whether the probe runs guest code once per boot to learn what works; else it assumes the least.",
+    )
+
+
+def get_include() -> str:
+    """Folder of ``kvm_binding.h``, for distributions that bring a binding for another ISA."""
+    return str(Path(__file__).parent / "native")
+
+
+def _probe(config: Section) -> ProbeResult:
+    from rift_kvm.probe import probe
+
+    return probe(config if isinstance(config, KvmConfig) else KvmConfig())
+
+
+@hookimpl
+def rift_plugin() -> Sequence[PluginInfo]:
+    """A backend, and the binding for x86-64."""
+    return (
+        PluginInfo("backend", "kvm", "Linux KVM", KvmConfig, _probe),
+        PluginInfo("binding", "kvm/x86_64", "x86-64 guests on KVM"),
+    )
+
+
+@hookimpl
+def rift_binding(backend: str, isa: str) -> Binding | None:
+    """The binding that is compiled in: the one for this machine's own CPU."""
+    if backend != "kvm" or isa != "x86_64":
+        return None
+    from rift_kvm.vm import host_binding
+
+    return host_binding()
+
+
+@hookimpl
+def rift_create_vm(config: Section, spec: VmSpec) -> Vm | None:
+    """A VM for the ISA of ``spec.binding``."""
+    from rift_kvm.vm import create_vm
+
+    return create_vm(config if isinstance(config, KvmConfig) else KvmConfig(), spec)

@@ -1,0 +1,102 @@
+"""Batches of registers by name: names are resolved once, and then it is one native call a batch."""
+
+from __future__ import annotations
+
+import operator
+import struct
+from typing import TYPE_CHECKING, Any
+
+from rift_core.errors import HypervisorError
+from rift_kvm.errors import ffi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_MOST_BATCHES = 256
+"""Different tuples of names that are remembered; more only happens when someone makes them up."""
+
+
+class RegisterTable:
+    """A binding's registers: ids and widths by name."""
+
+    def __init__(self, binding: Any) -> None:
+        rows = [binding.registers[at] for at in range(binding.register_count)]
+        self.ids = {ffi.string(row.name).decode(): at for at, row in enumerate(rows)}
+        self.bits = [int(row.bits) for row in rows]
+
+
+class Batch:
+    """Native buffers for one tuple of names. A register of more than 64 bits takes several words."""
+
+    __slots__ = ("count", "ids", "names", "packing", "table", "view", "wide", "words")
+
+    def __init__(self, table: RegisterTable, names: tuple[str, ...]) -> None:
+        unknown = [name for name in names if name not in table.ids]
+        if unknown:
+            raise HypervisorError("register access", 0, f"this backend knows no register {', '.join(map(repr, unknown))}")
+        sizes = [(table.bits[table.ids[name]] + 63) // 64 for name in names]
+        self.table = table
+        self.names = names
+        self.count = len(names)
+        self.ids = ffi.new("uint32_t[]", [table.ids[name] for name in names] or 1)
+        self.words = ffi.new("uint64_t[]", max(sum(sizes), 1))
+        self.view = memoryview(ffi.buffer(self.words))
+        self.packing = struct.Struct("<" + "".join("Q" if size == 1 else f"{8 * size}s" for size in sizes))
+        self.wide = tuple((at, 8 * size) for at, size in enumerate(sizes) if size > 1)
+
+    def values(self) -> dict[str, int]:
+        """What the words hold, by name."""
+        values = self.packing.unpack_from(self.view)
+        if self.wide:
+            numbers = list(values)
+            for at, _ in self.wide:
+                numbers[at] = int.from_bytes(values[at], "little")
+            values = tuple(numbers)
+        return dict(zip(self.names, values))  # noqa: B905, of equal length by construction
+
+    def fill(self, values: Iterable[int]) -> None:
+        """Set the words.
+
+        :raises HypervisorError: a value is negative, too wide, or no integer.
+        """
+        try:
+            if self.wide:
+                numbers: list[Any] = list(values)
+                for at, size in self.wide:
+                    numbers[at] = operator.index(numbers[at]).to_bytes(size, "little")
+                self.packing.pack_into(self.view, 0, *numbers)
+            else:
+                self.packing.pack_into(self.view, 0, *values)
+        except (struct.error, OverflowError, TypeError) as error:
+            raise HypervisorError("register access", 0, f"a value does not fit its register: {error}") from None
+
+    def explain(self, values: Mapping[str, int]) -> str:
+        """Which value is too wide for its register."""
+        for name, value in values.items():
+            bits = self.table.bits[self.table.ids[name]]
+            if not 0 <= value < 1 << bits:
+                return f"{name} has {bits} bits, which {value:#x} does not fit"
+        return ""
+
+
+class Batches:
+    """The batches of one vCPU, by their names."""
+
+    __slots__ = ("_batches", "_table")
+
+    def __init__(self, table: RegisterTable) -> None:
+        self._table = table
+        self._batches: dict[tuple[str, ...], Batch] = {}
+
+    def get(self, names: tuple[str, ...]) -> Batch:
+        """The batch for ``names``.
+
+        :raises HypervisorError: an unknown name.
+        """
+        batch = self._batches.get(names)
+        if batch is None:
+            batch = Batch(self._table, names)
+            if len(self._batches) >= _MOST_BATCHES:
+                self._batches.clear()
+            self._batches[names] = batch
+        return batch

@@ -1,0 +1,113 @@
+/* rift_vectors: 256 entries of 16 bytes, one an exception vector, which the host puts into the IDT. Each
+ * makes the frame uniform (an error code of 0 where the CPU pushes none, SDM 3A, 6.13) and goes to one common
+ * part, which asks rift_exception_dispatch() with a pointer to struct rift_frame.
+ *
+ * If that handles it, the registers of the frame go back and IRETQ continues. If not, they go back as well,
+ * RSP then points at [vector, error, RIP, CS, RFLAGS, RSP, SS], and one store to the doorbell tells the
+ * host, which finds every register as it was. From user mode the CPU has changed to the stack of TSS.RSP0.
+ * SWAPGS is not used: GS belongs to the payload. */
+#include "rift_doorbell.h"
+
+#define ENTRY_BYTES 16
+#define SAVED_BYTES (15 * 8) /* r15 to rax in struct rift_frame */
+
+    .section .rift.text.vectors, "ax", @progbits
+    .globl rift_vectors
+    .type rift_vectors, @function
+    .balign 64
+rift_vectors:
+    .set .Lnumber, 0
+    .rept 256
+    .balign ENTRY_BYTES, 0xcc
+    /* With an error code: #DF, #TS, #NP, #SS, #GP, #PF, #AC, #CP, #VC, #SX. */
+    .if (.Lnumber == 8) || ((.Lnumber >= 10) && (.Lnumber <= 14)) || (.Lnumber == 17) || (.Lnumber == 21) || (.Lnumber == 29) || (.Lnumber == 30)
+    .else
+    pushq $0
+    .endif
+    pushq $.Lnumber
+    .byte 0xe9 /* jmp rel32: always the long form, so that all entries look alike */
+    .long common - . - 4
+    .set .Lnumber, .Lnumber + 1
+    .endr
+    .balign ENTRY_BYTES, 0xcc
+    .size rift_vectors, . - rift_vectors
+
+    .type common, @function
+common:
+    pushq %rax
+    pushq %rbx
+    pushq %rcx
+    pushq %rdx
+    pushq %rsi
+    pushq %rdi
+    pushq %rbp
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, %rdi /* the frame */
+    movq %cr2, %rsi /* read before anything here can fault */
+    movq %rsp, %rbx /* preserved by the call, whatever the alignment */
+    xorl %ebp, %ebp /* back traces of the handler end here */
+    cld
+    andq $-64, %rsp
+#ifdef RIFT_SIMD
+    /* The handler may be compiled with vector instructions, all of which the interrupted code may use too.
+     * Its parts of MXCSR that matter (masks, rounding) are not changed by compiled code. */
+#ifdef __AVX__
+    subq $512, %rsp
+    .irp register, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    vmovups %ymm\register, 32 * \register(%rsp)
+    .endr
+#else
+    subq $256, %rsp
+    .irp register, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movups %xmm\register, 16 * \register(%rsp)
+    .endr
+#endif
+#endif
+    call rift_exception_dispatch
+#ifdef RIFT_SIMD
+#ifdef __AVX__
+    .irp register, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    vmovups 32 * \register(%rsp), %ymm\register
+    .endr
+#else
+    .irp register, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movups 16 * \register(%rsp), %xmm\register
+    .endr
+#endif
+#endif
+    movq %rbx, %rsp
+    testl %eax, %eax
+    popq %r15 /* POP leaves the flags of TEST alone */
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rbp
+    popq %rdi
+    popq %rsi
+    popq %rdx
+    popq %rcx
+    popq %rbx
+    popq %rax
+    jz unhandled
+    addq $16, %rsp /* vector and error code */
+    iretq
+
+unhandled:
+    .byte 0xa3 /* mov %eax, moffs64: an address of 64 bits, and no register is changed */
+    .quad RIFT_DOORBELL + RIFT_DOORBELL_FAULT
+    addq $16, %rsp /* only if the host, having repaired something, lets the thread go on */
+    iretq
+    .size common, . - common
+
+    .section .note.GNU-stack, "", @progbits

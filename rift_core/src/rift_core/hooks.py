@@ -1,0 +1,166 @@
+"""Typed calls of the hooks: one method each, and "nobody answered" becomes an error that names who should have.
+
+Making a plugin manager costs more than making a virtual machine, so there is one for each set of modules.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from rift_core import hookspecs
+from rift_core.errors import PluginError
+from rift_core.exits import Stop
+from rift_core.plugin import PROJECT, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+    from rift_core.backend import Binding, CpuFeatures, VCpu, Vm, VmSpec
+    from rift_core.binary import Binary
+    from rift_core.dispatch import Dispatcher
+    from rift_core.exits import ExitHandler
+    from rift_core.guest_memory import GuestMemory
+    from rift_core.isa import Isa
+    from rift_core.memory import AddressSpace, Mapping, MemoryRegion
+    from rift_core.plugin import Section
+    from rift_core.thread import Thread
+
+
+class _Defaults:
+    """Core's own implementations: the last to be asked."""
+
+    @hookimpl(trylast=True)
+    def rift_run_vcpu(self, thread: Thread, dispatcher: Dispatcher) -> Stop:
+        return thread.context.loop(dispatcher)
+
+
+class Hooks:
+    """The hooks of one set of plugins."""
+
+    def __init__(self, modules: Iterable[ModuleType]) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self._manager.register(_Defaults(), "rift-core")
+        for module in modules:
+            self._manager.register(module)
+        try:
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginError(f"a plugin implements a hook that does not exist: {error}") from error
+        if os.environ.get("RIFT_TRACE_HOOKS") == "1":
+            self._manager.add_hookcall_monitoring(_trace_before, _trace_after)
+        hook = self._manager.hook
+        self._silent = {
+            name: not getattr(hook, name).get_hookimpls()
+            for name in ("rift_thread_started", "rift_thread_stopped", "rift_machine_closing")
+        }
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def for_modules(modules: tuple[ModuleType, ...]) -> Hooks:
+        """The hooks of these modules; made once a process."""
+        return Hooks(modules)
+
+    def load_binary(self, path: Path, config: Section) -> Binary | None:
+        """``rift_load_binary``; None: another format."""
+        binary: Binary | None = self._manager.hook.rift_load_binary(path=path, config=config)
+        return binary
+
+    def binding(self, backend: str, isa: str) -> Binding:
+        """``rift_binding``.
+
+        :raises PluginError: nobody joins the two.
+        """
+        binding: Binding | None = self._manager.hook.rift_binding(backend=backend, isa=isa)
+        if binding is None:
+            raise PluginError(f"the plugin of binding {backend}/{isa} returned no binding")
+        return binding
+
+    def isa(self, config: Section, features: CpuFeatures) -> Isa:
+        """``rift_isa``.
+
+        :raises PluginError: the plugin returned nothing.
+        """
+        isa: Isa | None = self._manager.hook.rift_isa(config=config, features=features)
+        if isa is None:
+            raise PluginError("the chosen ISA plugin returned no ISA")
+        return isa
+
+    def create_vm(self, config: Section, spec: VmSpec) -> Vm:
+        """``rift_create_vm``.
+
+        :raises PluginError: the plugin returned nothing.
+        """
+        vm: Vm | None = self._manager.hook.rift_create_vm(config=config, spec=spec)
+        if vm is None:
+            raise PluginError(f"backend {spec.binding.backend!r} returned no VM")
+        return vm
+
+    def configure_mmu(
+        self, isa: Isa, mappings: Sequence[Mapping], tables: MemoryRegion, memory: GuestMemory
+    ) -> AddressSpace:
+        """``rift_configure_mmu``.
+
+        :raises PluginError: the plugin returned nothing.
+        """
+        space: AddressSpace | None = self._manager.hook.rift_configure_mmu(
+            isa=isa, mappings=mappings, tables=tables, memory=memory
+        )
+        if space is None:
+            raise PluginError(f"ISA {isa.name!r} made no page tables")
+        return space
+
+    def exit_handlers(self, module: ModuleType, config: Section, machine: Any) -> list[ExitHandler]:
+        """``rift_exit_handlers`` of one plugin.
+
+        :raises PluginError: the plugin does not implement it.
+        """
+        found = self._only(module).rift_exit_handlers(config=config, machine=machine)
+        if not found:
+            raise PluginError(f"plugin {module.__name__} declares an exit handler but has no rift_exit_handlers")
+        return [handler for handlers in found for handler in handlers]
+
+    def machine_opened(self, module: ModuleType, machine: Any, config: Section) -> None:
+        """``rift_machine_opened`` of one plugin."""
+        self._only(module).rift_machine_opened(machine=machine, config=config)
+
+    def run_vcpu(self, thread: Thread, vcpu: VCpu, dispatcher: Dispatcher) -> Stop:
+        """``rift_run_vcpu``."""
+        stop: Stop = self._manager.hook.rift_run_vcpu(thread=thread, vcpu=vcpu, dispatcher=dispatcher)
+        return stop
+
+    def thread_started(self, thread: Thread) -> None:
+        """``rift_thread_started``."""
+        if not self._silent["rift_thread_started"]:
+            self._manager.hook.rift_thread_started(thread=thread)
+
+    def thread_stopped(self, thread: Thread, outcome: Stop | BaseException) -> None:
+        """``rift_thread_stopped``."""
+        if not self._silent["rift_thread_stopped"]:
+            self._manager.hook.rift_thread_stopped(thread=thread, outcome=outcome)
+
+    def machine_closing(self, machine: Any) -> None:
+        """``rift_machine_closing``."""
+        if not self._silent["rift_machine_closing"]:
+            self._manager.hook.rift_machine_closing(machine=machine)
+
+    def _only(self, module: ModuleType) -> pluggy.HookRelay:
+        """The hooks of this plugin alone."""
+        return Hooks.for_modules((module,))._manager.hook
+
+
+def _trace_before(hook_name: str, hook_impls: Sequence[Any], kwargs: Any) -> None:
+    names = ", ".join(impl.plugin_name for impl in hook_impls)
+    print(f"rift hook {hook_name} ({', '.join(kwargs)}) -> {names}", file=sys.stderr)
+
+
+def _trace_after(outcome: Any, hook_name: str, hook_impls: Sequence[Any], kwargs: Any) -> None:
+    error = outcome.exception
+    print(f"rift hook {hook_name}: {'raised ' + repr(error) if error else 'done'}", file=sys.stderr)

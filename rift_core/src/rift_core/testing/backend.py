@@ -1,0 +1,133 @@
+"""What every backend must do: subclass :class:`BackendConformance` and give it the backend.
+
+::
+
+    from rift_core.testing.backend import BackendConformance
+
+    class TestConformance(BackendConformance):
+        @pytest.fixture
+        def plugin(self):
+            return "kvm"                  # the name of an installed backend, or its module
+
+Everything else is inherited. Fixtures that may be overridden as well: ``isa`` (default "x86_64"; its plugin
+and a binding must be installed) and ``guests`` (machine code, for an ISA that
+:mod:`rift_core.testing.guests` does not know).
+
+Tests that need more than every backend has say so with :func:`requires`, and are skipped with a reason.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rift_core.testing.backend_exits import ExitTests, SupervisorTests
+from rift_core.testing.backend_memory import MemoryTests
+from rift_core.testing.backend_native import NativeHandlerTests
+from rift_core.testing.backend_vcpus import KickTests, LifeTests, OwnershipTests, RegisterTests
+from rift_core.testing.bench import Bench
+from rift_core.testing.guests import Guests, guests_for
+from rift_core.testing.leaks import no_leaks
+from rift_core.testing.requirements import requires
+from rift_core.testing.tools import (
+    plugin_module,
+    probe_backend,
+    require_backend,
+    require_capability,
+    skip_expected_gap,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["BackendConformance", "requires"]
+
+CYCLES = 1000
+
+
+class BackendConformance(
+    ExitTests,
+    SupervisorTests,
+    MemoryTests,
+    RegisterTests,
+    KickTests,
+    OwnershipTests,
+    NativeHandlerTests,
+    LifeTests,
+):
+    """The contract of :mod:`rift_core.backend`, test by test."""
+
+    @pytest.fixture
+    def plugin(self) -> object:
+        """The backend: its name, or its module."""
+        raise LookupError("a subclass of BackendConformance overrides the fixture `plugin`")
+
+    @pytest.fixture
+    def isa(self) -> str:
+        """The ISA to test with."""
+        return "x86_64"
+
+    @pytest.fixture
+    def guests(self, isa: str) -> Guests:
+        """Machine code of that ISA."""
+        return guests_for(isa)
+
+    @pytest.fixture
+    def backend(self, plugin: object, isa: str, request: pytest.FixtureRequest) -> object:
+        """The backend's module, once it is sure that the test can run with it."""
+        probe = require_backend(plugin)
+        module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
+        name, _ = probe_backend(module)
+        names = (request.node.nodeid, request.node.name, request.node.name.partition("[")[0])
+        skip_expected_gap(probe.machine, names)
+        for mark in request.node.iter_markers("rift_requires"):
+            for need in mark.args:
+                require_capability(name, isa, probe, need, names)
+        return module
+
+    @pytest.fixture
+    def bench(self, backend: object, isa: str, guests: Guests) -> Iterator[Bench]:
+        """A bare VM with page tables."""
+        bench = Bench(backend, isa, guests)
+        yield bench
+        bench.close()
+
+    def test_probe_is_complete(self, backend: object, isa: str) -> None:
+        _, probe = probe_backend(backend)
+        assert probe.reason
+        assert not probe.isas or isa in probe.isas
+        assert probe.machine
+        assert probe.limits.page_size >= 0x1000
+        assert probe.limits.max_vcpus >= 2
+        assert probe.features.page_sizes[0] == probe.limits.page_size or probe.features.page_sizes[0] >= 0x1000
+        assert list(probe.features.page_sizes) == sorted(probe.features.page_sizes)
+
+    def test_thousand_machines_leave_nothing(self, backend: object, isa: str, guests: Guests) -> None:
+        def cycle(times: int) -> None:
+            for _ in range(times):
+                bench = Bench(backend, isa, guests)
+                bench.finish(bench.vcpu(guests.end()))
+                bench.close()
+
+        cycle(3)
+        with no_leaks():
+            cycle(CYCLES)
+
+    def test_call_through_the_public_interface(self, backend: object, isa: str, guests: Guests) -> None:
+        from rift_core.assembly import RAW_CODE_ADDRESS
+        from rift_core.machine import open_machine
+
+        name, _ = probe_backend(backend)
+        with open_machine(code=guests.add_function(), isa=isa, backend=name) as machine:
+            assert machine.call(RAW_CODE_ADDRESS, 2, 3) == 5
+            assert machine.call(RAW_CODE_ADDRESS, -7, 3) == -4
+
+    def test_kill_through_the_public_interface(self, backend: object, isa: str, guests: Guests) -> None:
+        from rift_core.machine import open_machine
+
+        name, _ = probe_backend(backend)
+        with open_machine(code=guests.spin(), isa=isa, backend=name) as machine:
+            thread = machine.thread("main").start()
+            thread.kill()
+            assert thread.join(timeout=30).reason == "killed"

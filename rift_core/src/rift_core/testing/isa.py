@@ -1,0 +1,595 @@
+"""What every ISA must do. A plugin's tests subclass :class:`IsaConformance` and provide one fixture::
+
+    class TestMyIsa(IsaConformance):
+        @pytest.fixture
+        def plugin(self):
+            return rift_my_isa          # the module, or object, with the hook implementations
+
+No hypervisor is needed: an ISA computes bytes and register values. Page tables are compared with
+:class:`PagingModel`, a few lines of Python that know nothing of entries and levels; hypothesis makes the cases.
+
+An ISA that cannot express all memory types or permissions overrides ``expected_caching`` or
+``expected_permissions``; one that needs more of its CPU than the defaults overrides the fixture ``features``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import random
+import struct
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import pluggy
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rift_core import doorbell, hookspecs
+from rift_core.backend import CpuFeatures
+from rift_core.errors import MappingError
+from rift_core.exits import Exit, ExitKind
+from rift_core.guest_memory import GuestMemory
+from rift_core.isa import Area, Argument, EntryState, ResultType, SystemState
+from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
+from rift_core.plugin import PROJECT, PluginInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Mapping as AnyMapping
+
+    from rift_core.isa import AreaRequest, Isa, Privilege
+    from rift_core.memory import AddressSpace, Walk
+
+TABLE_MEMORY = 16 << 20
+"""Bytes of table memory, enough for every case here."""
+
+TABLES_AT = 0x8000_0000
+_PHYSICAL_LIMIT = 1 << 36
+
+# Fixtures are made once a test and serve all its examples; a test may run in several subclasses.
+_RELAXED = (HealthCheck.function_scoped_fixture, HealthCheck.differing_executors, HealthCheck.too_slow)
+
+
+def cases(count: int) -> settings:
+    """Hypothesis's settings for a test of the suite."""
+    return settings(max_examples=count, deadline=None, suppress_health_check=_RELAXED)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of addresses that the model knows: [start, end) onto ``physical``."""
+
+    start: int
+    end: int
+    physical: int
+    permissions: Permission
+    caching: Caching
+
+    def cut(self, start: int, end: int) -> Piece:
+        return replace(self, start=start, end=end, physical=self.physical + (start - self.start))
+
+
+@dataclass
+class PagingModel:
+    """What page tables must say, kept as a list of pieces."""
+
+    pieces: list[Piece] = field(default_factory=list)
+
+    def find(self, address: int) -> Piece | None:
+        return next((piece for piece in self.pieces if piece.start <= address < piece.end), None)
+
+    def is_free(self, start: int, end: int) -> bool:
+        return not any(piece.start < end and start < piece.end for piece in self.pieces)
+
+    def is_mapped(self, start: int, end: int) -> bool:
+        covered = sum(min(p.end, end) - max(p.start, start) for p in self.pieces if p.start < end and start < p.end)
+        return covered == end - start
+
+    def map(self, mapping: Mapping) -> None:
+        self.pieces.append(Piece(mapping.virtual, mapping.end, mapping.physical, mapping.permissions, mapping.caching))
+
+    def change(self, start: int, end: int, permissions: Permission | None) -> None:
+        """New permissions for [start, end), or None to unmap it."""
+        result = []
+        for piece in self.pieces:
+            low, high = max(piece.start, start), min(piece.end, end)
+            if low >= high:
+                result.append(piece)
+                continue
+            if piece.start < low:
+                result.append(piece.cut(piece.start, low))
+            if permissions is not None:
+                result.append(replace(piece.cut(low, high), permissions=permissions))
+            if high < piece.end:
+                result.append(piece.cut(high, piece.end))
+        self.pieces = result
+
+    def edges(self, page: int, sizes: Iterable[int]) -> list[int]:
+        """Addresses worth a look: around each piece's ends, and around the large-page boundaries next to them."""
+        found = set()
+        for piece in self.pieces:
+            for edge in (piece.start, piece.end):
+                found.update((edge - page, edge))
+                for size in sizes:
+                    for boundary in (edge - edge % size, edge - edge % size + size):
+                        found.update((boundary - page, boundary))
+            found.add(piece.start + (piece.end - piece.start) // 2 // page * page)
+        return sorted(address for address in found if 0 <= address < 1 << 64)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One step of a test: what to do with a range."""
+
+    verb: str  # map, unmap, protect
+    mapping: Mapping
+
+
+class FakeRegisters:
+    """Registers that can be read and written: what an ISA needs of a vCPU."""
+
+    def __init__(self, values: AnyMapping[str, int] | None = None) -> None:
+        self.values = dict(values or {})
+
+    def read_registers(self, names: Sequence[str]) -> dict[str, int]:
+        return {name: self.values.get(name, 0) for name in names}
+
+    def write_registers(self, values: AnyMapping[str, int]) -> None:
+        self.values.update(values)
+
+
+class Tables:
+    """An address space in memory of its own, and that memory."""
+
+    def __init__(
+        self, configure: Callable[..., AddressSpace | None], isa: Isa, mappings: Sequence[Mapping], size: int
+    ) -> None:
+        self.bytes = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory = GuestMemory()
+        region = MemoryRegion(Gpa(TABLES_AT), memoryview(self.bytes), Permission.READ | Permission.WRITE, "tables")
+        self.memory.add(region)
+        space = configure(isa=isa, mappings=mappings, tables=region, memory=self.memory)
+        if space is None:
+            pytest.fail("rift_configure_mmu answered None for the plugin's own ISA")
+        self.space = space
+
+
+def permission_strategy() -> st.SearchStrategy[Permission]:
+    """All combinations; READ is implied."""
+    return st.integers(0, 7).map(lambda bits: Permission.READ | Permission(bits << 1))
+
+
+def mapping_strategy(isa: Isa) -> st.SearchStrategy[Mapping]:
+    """Legal mappings near the boundaries of all page sizes, in all halves, at most a little over one largest page."""
+    page = isa.page_sizes[0]
+    sizes = isa.page_sizes[1:] or (page,)
+
+    @st.composite
+    def make(draw: st.DrawFn) -> Mapping:
+        half = draw(st.sampled_from(isa.virtual_ranges))
+        boundary = draw(st.sampled_from(sizes))
+        near = draw(st.integers(-3, 3)) * page
+        anchor = half.start + 2 * sizes[-1] + draw(st.integers(0, 2)) * boundary
+        if draw(st.booleans()):
+            anchor = half.stop - 4 * sizes[-1] + draw(st.integers(0, 1)) * boundary
+        start = anchor + near
+        unit = draw(st.sampled_from((page, *sizes)))
+        size = max(page, draw(st.integers(1, 3 if unit < sizes[-1] else 1)) * unit + draw(st.integers(-2, 2)) * page)
+        physical = draw(st.integers(0, _PHYSICAL_LIMIT // page - 1)) * page
+        if draw(st.booleans()):  # congruent to the virtual address, so that large pages fit
+            physical = physical - physical % sizes[-1] + start % sizes[-1]
+        return Mapping(
+            Gva(start),
+            Gpa(physical),
+            size,
+            draw(permission_strategy()),
+            "case",
+            draw(st.sampled_from(list(Caching))),
+            draw(st.sampled_from((0, *isa.page_sizes))),
+        )
+
+    return make()
+
+
+def disjoint(mappings: Iterable[Mapping]) -> list[Mapping]:
+    """Those that overlap none before them."""
+    result: list[Mapping] = []
+    for mapping in mappings:
+        if all(mapping.end <= other.virtual or other.end <= mapping.virtual for other in result):
+            result.append(mapping)
+    return result
+
+
+class IsaConformance:
+    """The suite."""
+
+    def expected_permissions(self, permissions: Permission) -> Permission:
+        """What a walk shows of a page mapped with ``permissions``."""
+        return permissions | Permission.READ
+
+    def expected_caching(self, caching: Caching) -> Caching:
+        """What a walk shows of a page mapped with ``caching``."""
+        return caching
+
+    # -- fixtures --------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def plugin(self) -> Any:
+        """The plugin under test: a module or object with the hook implementations."""
+        pytest.fail("a subclass of IsaConformance must provide the fixture 'plugin'")
+
+    @pytest.fixture
+    def features(self) -> CpuFeatures:
+        """The guest's CPU."""
+        return CpuFeatures()
+
+    @pytest.fixture
+    def hooks(self, plugin: Any) -> Iterator[Any]:
+        """The plugin's hooks, called as a machine calls them."""
+        manager = pluggy.PluginManager(PROJECT)
+        manager.add_hookspecs(hookspecs)
+        manager.register(plugin)
+        manager.check_pending()
+        yield manager.hook
+        manager.unregister(plugin)
+
+    @pytest.fixture
+    def isa(self, hooks: Any, features: CpuFeatures) -> Isa:
+        """The ISA with its default settings."""
+        infos: list[PluginInfo] = []
+        for answer in hooks.rift_plugin():
+            infos += [answer] if isinstance(answer, PluginInfo) else list(answer)
+        (info,) = (info for info in infos if info.kind == "isa")
+        isa = hooks.rift_isa(config=info.config(), features=features)
+        assert isa is not None
+        assert isa.name == info.name
+        return cast("Isa", isa)
+
+    @pytest.fixture
+    def make(self, hooks: Any, isa: Isa) -> Callable[..., Tables]:
+        """``make(mappings, size)``: an address space with :data:`TABLE_MEMORY` bytes for tables, unless told."""
+
+        def make(mappings: Sequence[Mapping] = (), size: int = TABLE_MEMORY) -> Tables:
+            return Tables(hooks.rift_configure_mmu, isa, mappings, size)
+
+        return make
+
+    # -- description -----------------------------------------------------------------------------
+
+    def test_register_table_is_sound(self, isa: Isa) -> None:
+        names = [register.name for register in isa.registers]
+        assert len(names) == len(set(names))
+        assert all(name == name.lower() and name for name in names)
+        assert all(0 < register.bits <= 2048 and register.group for register in isa.registers)
+        assert {isa.program_counter, isa.stack_pointer, isa.frame_pointer} <= set(names)
+        assert set(isa.general_registers) <= set(names)
+
+    def test_page_sizes_and_ranges_are_sound(self, isa: Isa) -> None:
+        assert list(isa.page_sizes) == sorted(set(isa.page_sizes))
+        assert all(size & (size - 1) == 0 for size in isa.page_sizes)
+        for half in isa.virtual_ranges:
+            assert half.start % isa.page_sizes[0] == 0
+            assert half.stop % isa.page_sizes[0] == 0
+            assert 0 <= half.start < half.stop <= 1 << 64
+
+    # -- page tables -----------------------------------------------------------------------------
+
+    @cases(60)
+    @given(data=st.data())
+    def test_walk_finds_what_was_mapped(self, isa: Isa, make: Callable[..., Tables], data: st.DataObject) -> None:
+        mappings = disjoint(data.draw(st.lists(mapping_strategy(isa), min_size=1, max_size=6)))
+        model = PagingModel()
+        for mapping in mappings:
+            model.map(mapping)
+        tables = make(mappings)
+        self._compare(isa, tables.space, model)
+        assert 0 <= tables.space.root - TABLES_AT < TABLE_MEMORY
+
+    @cases(60)
+    @given(data=st.data())
+    def test_edits_follow_the_model(self, isa: Isa, make: Callable[..., Tables], data: st.DataObject) -> None:
+        few = data.draw(st.booleans())
+        size = data.draw(st.integers(1, 12)) * isa.page_sizes[0] if few else TABLE_MEMORY
+        tables, model = make((), size), PagingModel()
+        possible = ("done", "illegal", "full") if few else ("done", "illegal")
+        verbs = st.sampled_from(("map", "map", "unmap", "protect"))
+        for edit in data.draw(st.lists(st.builds(Edit, verbs, mapping_strategy(isa)), min_size=2, max_size=10)):
+            mapping = edit.mapping
+            if edit.verb != "map" and model.pieces and data.draw(st.booleans()):
+                mapping = self._inside(isa, model, mapping, data)
+            assert self._edit(isa, tables, model, edit.verb, mapping) in possible
+
+    @cases(120)
+    @given(data=st.data())
+    def test_pieces_cut_out_of_large_pages(self, isa: Isa, make: Callable[..., Tables], data: st.DataObject) -> None:
+        """With few tables: what is refused for want of them changes nothing either."""
+        mapping = data.draw(mapping_strategy(isa))
+        large = data.draw(st.sampled_from(isa.page_sizes[1:] or isa.page_sizes))
+        start = mapping.virtual - mapping.virtual % large
+        size = large + data.draw(st.sampled_from((0, 0, isa.page_sizes[0], large)))
+        mapping = replace(mapping, virtual=Gva(start), physical=Gpa(7 * isa.page_sizes[-1]), size=size, largest_page=0)
+        spare = data.draw(st.integers(0, 4)) * isa.page_sizes[0]
+        tables, model = make((mapping,), isa.tables_size((mapping,)) + spare), PagingModel()
+        model.map(mapping)
+        for verb in data.draw(st.lists(st.sampled_from(("unmap", "protect", "protect")), min_size=1, max_size=4)):
+            if model.pieces:
+                part = self._inside(isa, model, data.draw(mapping_strategy(isa)), data)
+                assert self._edit(isa, tables, model, verb, part) in ("done", "full")
+
+    @cases(30)
+    @given(data=st.data())
+    def test_unmapping_everything_gives_the_tables_back(
+        self, isa: Isa, make: Callable[..., Tables], data: st.DataObject
+    ) -> None:
+        tables = make()
+        free = tables.space.free_tables
+        mappings = disjoint(data.draw(st.lists(mapping_strategy(isa), min_size=1, max_size=4)))
+        for mapping in mappings:
+            tables.space.map(mapping)
+        assert tables.space.free_tables < free
+        for mapping in mappings:
+            tables.space.unmap(mapping.virtual, mapping.size)
+        assert tables.space.free_tables == free
+
+    @cases(30)
+    @given(data=st.data())
+    def test_the_promised_size_is_enough(self, isa: Isa, make: Callable[..., Tables], data: st.DataObject) -> None:
+        mappings = disjoint(data.draw(st.lists(mapping_strategy(isa), min_size=1, max_size=6)))
+        size = isa.tables_size(mappings)
+        tables = make(mappings, size)
+        model = PagingModel()
+        for mapping in mappings:
+            model.map(mapping)
+        self._compare(isa, tables.space, model)
+        fresh = make()
+        used = fresh.space.free_tables
+        needed = fresh.space.tables_needed(mappings)
+        for mapping in mappings:
+            fresh.space.map(mapping)
+        assert used - fresh.space.free_tables <= needed
+
+    def test_too_little_table_memory_is_refused(self, isa: Isa, make: Callable[..., Tables]) -> None:
+        page = isa.page_sizes[0]
+        start = isa.virtual_ranges[0].start + isa.page_sizes[-1]
+        mapping = Mapping(Gva(start), Gpa(0), 64 * page, Permission.READ, "wide", largest_page=page)
+        with pytest.raises(MappingError):
+            make((mapping,), page)
+        tables = make((), page)
+        image = bytes(tables.bytes)
+        with pytest.raises(MappingError):
+            tables.space.map(mapping)
+        assert bytes(tables.bytes) == image
+        more = mmap.mmap(-1, 64 * page, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        region = MemoryRegion(Gpa(TABLES_AT + (1 << 30)), memoryview(more), Permission.READ | Permission.WRITE, "more")
+        tables.memory.add(region)
+        tables.space.add_tables(region)
+        tables.space.map(mapping)
+        assert tables.space.walk(Gva(start)).physical == 0
+
+    def test_malformed_ranges_are_refused(self, isa: Isa, make: Callable[..., Tables]) -> None:
+        page = isa.page_sizes[0]
+        base, last = isa.virtual_ranges[0].start + 16 * page, isa.virtual_ranges[0].stop
+        good = Mapping(Gva(base), Gpa(0), page, Permission.READ)
+        wrong = [
+            replace(good, virtual=Gva(base + 8)),
+            replace(good, physical=Gpa(8)),
+            replace(good, size=page + 8),
+            replace(good, size=0),
+            replace(good, size=-page),
+            replace(good, physical=Gpa(-page)),
+            replace(good, physical=Gpa((1 << 64) - page)),
+        ]
+        if last < 1 << 64:
+            wrong += [replace(good, virtual=Gva(last)), replace(good, virtual=Gva(last - page), size=2 * page)]
+        tables = make()
+        image = bytes(tables.bytes)
+        for mapping in wrong:
+            with pytest.raises(MappingError):
+                tables.space.map(mapping)
+            with pytest.raises(MappingError):
+                make((mapping,))
+        with pytest.raises(MappingError):
+            make((good, replace(good, physical=Gpa(page))))
+        with pytest.raises(MappingError):
+            tables.space.unmap(Gva(base), page)
+        with pytest.raises(MappingError):
+            tables.space.protect(Gva(base + 1), page, Permission.READ)
+        assert bytes(tables.bytes) == image
+
+    def test_accessed_and_dirty_bits_start_clear(self, isa: Isa, make: Callable[..., Tables]) -> None:
+        page, large = isa.page_sizes[0], isa.page_sizes[-1]
+        start = isa.virtual_ranges[0].start + 2 * large - page
+        tables = make((Mapping(Gva(start), Gpa(0), 3 * page, Permission.READ | Permission.WRITE),))
+        listed = tables.space.accessed_dirty(Gva(start - page), 8 * page, clear=True)
+        assert listed == [(start + number * page, page, False, False) for number in range(3)]
+        walk = tables.space.walk(Gva(start))
+        assert (walk.accessed, walk.dirty) == (False, False)
+
+    @cases(40)
+    @given(data=st.data())
+    def test_forged_tables_harm_nobody(self, isa: Isa, make: Callable[..., Tables], data: st.DataObject) -> None:
+        pages = 8
+        page = isa.page_sizes[0]
+        tables = make((), pages * page)
+        space = tables.space
+        random_bits = random.Random(data.draw(st.integers(0, 1 << 32)))
+        self._forge(tables, random_bits, data.draw(st.sampled_from(("noise", "pointers", "loop", "low"))))
+        for mapping in data.draw(st.lists(mapping_strategy(isa), min_size=1, max_size=4)):
+            for address in (mapping.virtual, mapping.end - 1, random_bits.getrandbits(64)):
+                walk = space.walk(Gva(address))
+                assert len(walk.steps) <= 8
+                assert (walk.physical is None) == bool(walk.reason)
+            for verb in data.draw(st.permutations(("map", "unmap", "protect", "list", "clear"))):
+                with contextlib.suppress(MappingError):
+                    self._apply(space, verb, mapping)
+
+    def test_a_removed_region_is_forgotten(self, isa: Isa, make: Callable[..., Tables]) -> None:
+        page = isa.page_sizes[0]
+        start = isa.virtual_ranges[0].start + isa.page_sizes[-1]
+        tables = make((Mapping(Gva(start), Gpa(0), page, Permission.READ),))
+        assert tables.space.walk(Gva(start)).physical == 0
+        tables.memory.remove(Gpa(TABLES_AT))
+        walk = tables.space.walk(Gva(start))
+        assert walk.physical is None
+        assert walk.reason
+        with pytest.raises(MappingError):
+            tables.space.unmap(Gva(start), page)
+
+    # -- system, threads, calls ------------------------------------------------------------------
+
+    @pytest.mark.parametrize("privilege", ["supervisor", "user"])
+    def test_entry_state_uses_known_registers(self, isa: Isa, privilege: Privilege) -> None:
+        widths = {register.name: register.bits for register in isa.registers}
+        guest = _Guest(isa, privilege)
+        state = guest.state()
+        for registers in (
+            isa.thread_registers(guest.system, guest.areas, state),
+            isa.call_registers(guest.system, guest.areas, state),
+        ):
+            assert registers[isa.program_counter] == state.entry
+            assert guest.areas["stack"].virtual <= registers[isa.stack_pointer] <= state.stack
+            for name, value in registers.items():
+                assert 0 <= value < 1 << widths[name], name
+
+    @pytest.mark.parametrize("privilege", ["supervisor", "user"])
+    def test_areas_are_whole_pages_with_different_names(self, isa: Isa, privilege: Privilege) -> None:
+        for requests in (isa.system_areas(), isa.thread_areas(privilege)):
+            assert len({request.name for request in requests}) == len(requests)
+            for request in requests:
+                assert request.size > 0
+                assert request.size % isa.page_sizes[0] == 0
+                assert request.name != "stack"
+
+    def test_arguments_reach_registers_or_stack(self, isa: Isa) -> None:
+        guest = _Guest(isa, "supervisor")
+        values = [0x1111_2222_3333_4400 + number for number in range(20)]
+        registers = isa.call_registers(
+            guest.system, guest.areas, guest.state(tuple(Argument("integer", 8, value) for value in values))
+        )
+        stack = bytes(guest.areas["stack"].host)
+        for value in values:
+            assert value in registers.values() or struct.pack("<Q", value) in stack
+        floats = [struct.unpack("<Q", struct.pack("<d", number + 0.5))[0] for number in range(20)]
+        registers = isa.call_registers(
+            guest.system, guest.areas, guest.state(tuple(Argument("float", 8, value) for value in floats))
+        )
+        stack = bytes(guest.areas["stack"].host)
+        for value in floats:
+            assert value in registers.values() or struct.pack("<Q", value) in stack
+
+    @pytest.mark.parametrize("size", [1, 2, 4, 8])
+    @pytest.mark.parametrize("signed", [True, False])
+    def test_integer_results(self, isa: Isa, size: int, signed: bool) -> None:
+        bits = 8 * size
+        for value in (0, 1, (1 << (bits - 1)) - 1, 1 << (bits - 1), (1 << bits) - 1):
+            noise = 0xDEAD_BEEF_0000_0000 if size < 8 else 0
+            exit = Exit(ExitKind.MMIO, doorbell.DEFAULT_ADDRESS + doorbell.RETURN, 8, value | noise, True)
+            expected = value - (1 << bits) if signed and value >> (bits - 1) else value
+            assert isa.result(exit, FakeRegisters(), ResultType("integer", size, signed)) == expected
+        exit = Exit(ExitKind.MMIO, doorbell.DEFAULT_ADDRESS + doorbell.RETURN, 8, 7, True)
+        assert isa.result(exit, FakeRegisters(), ResultType("void", 0)) is None
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _edit(self, isa: Isa, tables: Tables, model: PagingModel, verb: str, mapping: Mapping) -> str:
+        """One edit of tables and model: "done"; or refused, with nothing changed, as "illegal" or "full"."""
+        space, start, end = tables.space, mapping.virtual, mapping.end
+        legal = model.is_free(start, end) if verb == "map" else model.is_mapped(start, end)
+        before = space.free_tables
+        image = bytes(tables.bytes) if not legal or len(tables.bytes) < TABLE_MEMORY else b""
+        try:
+            self._apply(space, verb, mapping)
+        except MappingError:
+            assert space.free_tables == before
+            if image:
+                assert bytes(tables.bytes) == image
+            return "full" if legal else "illegal"
+        assert legal, f"{verb} {mapping} should have been refused"
+        if verb == "map":
+            model.map(mapping)
+        else:
+            model.change(start, end, mapping.permissions if verb == "protect" else None)
+        self._compare(isa, space, model)
+        return "done"
+
+    def _apply(self, space: AddressSpace, verb: str, mapping: Mapping) -> None:
+        if verb == "map":
+            space.map(mapping)
+        elif verb == "unmap":
+            space.unmap(mapping.virtual, mapping.size)
+        elif verb == "protect":
+            space.protect(mapping.virtual, mapping.size, mapping.permissions)
+        else:
+            space.accessed_dirty(mapping.virtual, mapping.size, clear=verb == "clear")
+
+    def _compare(self, isa: Isa, space: AddressSpace, model: PagingModel) -> None:
+        page = isa.page_sizes[0]
+        for address in model.edges(page, isa.page_sizes[1:]):
+            if not any(address in half for half in isa.virtual_ranges):
+                continue
+            piece = model.find(address)
+            walk = space.walk(Gva(address + 5))
+            assert walk.virtual == address + 5
+            if piece is None:
+                assert walk.physical is None, f"{address:#x} should not be mapped"
+                assert walk.reason
+                continue
+            self._compare_page(isa, piece, address, walk)
+
+    def _compare_page(self, isa: Isa, piece: Piece, address: int, walk: Walk) -> None:
+        assert walk.physical == piece.physical + (address - piece.start) + 5, f"{address:#x}: {walk.reason}"
+        assert walk.permissions == self.expected_permissions(piece.permissions), f"{address:#x}"
+        assert walk.caching == self.expected_caching(piece.caching), f"{address:#x}"
+        assert walk.page_size in isa.page_sizes
+        assert not walk.reason
+        assert walk.steps
+
+    def _inside(self, isa: Isa, model: PagingModel, mapping: Mapping, data: st.DataObject) -> Mapping:
+        """A range inside something that is mapped."""
+        page = isa.page_sizes[0]
+        piece = data.draw(st.sampled_from(model.pieces))
+        pages = (piece.end - piece.start) // page
+        first = data.draw(st.integers(0, pages - 1))
+        most = min(pages - first, 3) if data.draw(st.booleans()) else pages - first
+        count = data.draw(st.integers(1, most))
+        return replace(mapping, virtual=Gva(piece.start + first * page), size=count * page)
+
+    def _forge(self, tables: Tables, source: random.Random, how: str) -> None:
+        """Fill the tables' memory as a hostile guest would."""
+        words = len(tables.bytes) // 8
+        for index in range(words):
+            if how == "noise":
+                entry = source.getrandbits(64)
+            elif how == "low":
+                entry = source.getrandbits(12) | 3
+            else:  # pointers to tables; for a loop all to the top one
+                pages = len(tables.bytes) // 4096
+                target = tables.space.root if how == "loop" else TABLES_AT + source.randrange(pages) * 4096
+                entry = target | source.choice((0x3, 0x7, 0x67, 0x403, 0x703, 0x407))
+            struct.pack_into("<Q", tables.bytes, index * 8, entry)
+
+
+class _Guest:
+    """Placed areas of one machine with one thread."""
+
+    def __init__(self, isa: Isa, privilege: Privilege) -> None:
+        self.privilege: Privilege = privilege
+        self._page = isa.page_sizes[0]
+        self._next = isa.virtual_ranges[0].start + 0x1000_0000
+        system = {request.name: self._place(request) for request in isa.system_areas()}
+        self.system: SystemState = isa.install_system(system, doorbell.default_gva())
+        self.areas = {request.name: self._place(request) for request in isa.thread_areas(privilege)}
+        self.areas["stack"] = self._area("stack", 4 * self._page)
+
+    def state(self, arguments: tuple[Argument, ...] = ()) -> EntryState:
+        return EntryState(Gva(0x20_0000), Gva(self.areas["stack"].end), Gpa(TABLES_AT), self.privilege, arguments)
+
+    def _place(self, request: AreaRequest) -> Area:
+        return self._area(request.name, request.size)
+
+    def _area(self, name: str, size: int) -> Area:
+        at = self._next
+        self._next += size + 2 * self._page
+        return Area(name, Gva(at), Gpa(at), memoryview(bytearray(size)))

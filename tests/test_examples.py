@@ -1,0 +1,124 @@
+"""Every example runs, and prints what its README promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rift_core import PluginUnavailableError, open_machine
+from rift_core.build import build
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("gcc") is None and shutil.which("clang") is None,
+    reason="no C compiler: install the package gcc or clang",
+)
+
+
+@pytest.fixture
+def example(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of the example's folder, so that nothing is built inside the repository."""
+    return Path(shutil.copytree(EXAMPLES / request.param, tmp_path / request.param))
+
+
+def run_module(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """What ``python run.py`` does; a skip where no backend works."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    spec = importlib.util.spec_from_file_location(f"example_{folder.name}", folder / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        status = module.main()
+    except PluginUnavailableError as error:
+        pytest.skip(f"no backend works here: {error}")
+    assert isinstance(status, int)
+    return status
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("example", ["hello"], indirect=True)
+def test_hello(example: Path, compiler: str) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed: install the package {compiler}")
+    build(example / "guest.c", example / "guest", compiler=compiler)
+    console = io.StringIO()
+    try:
+        machine = open_machine(example / "rift.toml", console=console)
+    except PluginUnavailableError as error:
+        pytest.skip(f"no backend works here: {error}")
+    with machine:
+        assert machine.thread("main").start().join(timeout=30).status == 0
+        assert machine.call("add", 20, 22) == 42
+        root = machine.engine.space.root
+        code = machine.translate(machine.symbol("main").address).physical
+    text = console.getvalue()
+    assert "Hello from ring 0" in text
+    assert f"CR3 = {root:#010x}" in text, "what the guest read is what the host set"
+    assert f"guest-physical {code:#x}" in text, "the guest's own page walk agrees with the host's"
+    assert "exception 6 at" in text
+    assert "back again, 1 exception handled" in text
+    assert "2 + 3 = 5" in text
+
+
+@pytest.mark.parametrize("example", ["page_fault"], indirect=True)
+def test_page_fault(example: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_module(example, monkeypatch) == 0
+    text = capfd.readouterr().out
+    assert text.count("#PF at 0x3f") == 4
+    assert "read back: sum 3003, 3 pages mapped" in text
+    assert "dirty: True" in text
+    assert "unhandled guest exception #PF" in text
+    assert "stray" in text, "the report names the function"
+
+
+@pytest.mark.parametrize("example", ["sandbox"], indirect=True)
+def test_sandbox(example: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run_module(example, monkeypatch) == 0
+    text = capfd.readouterr().out
+    rows = {cells[1].strip(): cells[2].strip() for line in text.splitlines() if len(cells := line.split("│")) == 4}
+    assert len(rows) == 25
+    assert "main runs in ring 3" in text
+    assert "printed from ring 3" in text
+    assert rows.pop("a harmless function") == "returned 42"
+    assert rows.pop("print through the host") == "returned 20"
+    assert rows.pop("Linux system call: getpid").startswith("refused: -38")
+    assert rows.pop("system call with number 2^63").startswith("refused: -38")
+    assert rows.pop("console write of kernel memory").startswith(("refused", "fault", "ended"))
+    assert rows.pop("never end").startswith("killed")
+    assert all(text.startswith("fault: #") for text in rows.values()), rows
+    assert "the machine still answers: 6 * 7 = 42" in text
+
+
+@pytest.mark.parametrize("example", ["threads"], indirect=True)
+def test_threads(example: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("numpy", reason="numpy is not installed: install the package numpy")
+    assert run_module(example, monkeypatch) == 0
+    text = capfd.readouterr().out
+    assert "add up to 2000, as they should: True" in text
+    assert "the counter behind the mutex is 200, as it should be: True" in text
+
+
+@pytest.mark.parametrize("example", ["memory_benchmark"], indirect=True)
+@pytest.mark.parametrize("privilege", ["user", "supervisor"])
+def test_memory_benchmark(
+    example: Path, privilege: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Few pages: where supervisor code is interpreted, an access takes microseconds.
+    assert run_module(example, monkeypatch, "--privilege", privilege, "--pages", "64", "--rounds", "1") == 0
+    text = capfd.readouterr().out
+    assert "random_order" in text
+    assert "linear" in text
+    assert f"{privilege} mode" in text
