@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core import ForkedMachineError, Machine, PluginUnavailableError, StateError, open_machine
-from rift_core.testing.leaks import assert_no_leaks
+from rift_core.testing.leaks import no_leaks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,9 +36,9 @@ def open_spinning() -> Machine:
 
 
 def test_a_thousand_machines_leave_nothing_behind() -> None:
-    for _ in range(3):
-        open_code(ADD).close()
-    with assert_no_leaks():
+    with open_code(ADD) as machine:  # reaper and watchdog stay
+        machine.call(0x40_0000, 1, 1)
+    with no_leaks():
         for number in range(1000):
             with open_machine(code=ADD, isa="x86_64") as machine:
                 assert machine.call(0x40_0000, number, 1) == number + 1
@@ -93,15 +93,21 @@ def test_a_dropped_machine_is_collected_with_its_spinning_thread() -> None:
 
 
 def test_dropped_machines_leave_nothing_behind() -> None:
-    open_spinning().close()
-    with assert_no_leaks():
+    with open_code(ADD) as machine:  # reaper and watchdog stay
+        machine.call(0x40_0000, 1, 1)
+    with no_leaks():
+        engines = weakref.WeakSet[object]()
         for _ in range(50):
-            open_spinning().thread().start()
+            machine = open_spinning()
+            engines.add(machine.engine)
+            machine.thread().start()
+        del machine
         gc.collect()
-        deadline = time.monotonic() + 20
-        while any(t.name == "rift-main" for t in threading.enumerate()) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 30
+        while engines and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.2)
+            gc.collect()
+        assert not engines
 
 
 def test_kick_against_close() -> None:
@@ -167,8 +173,14 @@ from rift_core import open_machine
 machine = open_machine(code=bytes.fromhex("ebfe"), isa="x86_64")
 thread = machine.thread().start()
 import threading
-caller = threading.Thread(target=lambda: machine.call(0x400000), daemon=True)
-caller.start()
+
+def call():
+    try:
+        machine.call(0x400000)
+    except Exception:
+        pass
+
+threading.Thread(target=call, daemon=True).start()
 print("leaving")
 """
 
@@ -186,7 +198,7 @@ def test_the_interpreter_exits_while_guests_run(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "leaving\n"
-    assert "Traceback" not in run.stderr or "GuestExitError" in run.stderr
+    assert run.stderr == ""
     assert time.monotonic() - began < 30
 
 

@@ -47,14 +47,13 @@ def host_functions(folder: Path) -> dict[str, Callable[[int, int], int]]:
     library = folder / "host.so"
     subprocess.run(["gcc", "-O2", "-shared", "-fPIC", str(HERE / "guest.c"), "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
-    memory = mmap.mmap(-1, ARRAY)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    memory = (ctypes.c_ubyte * ARRAY).from_buffer(mmap.mmap(-1, ARRAY))
 
     def function(pattern: str) -> Callable[[int, int], int]:
         call = getattr(loaded, pattern)
         call.restype = ctypes.c_uint64
         call.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
-        return lambda pages, rounds: int(call(address, pages, rounds))
+        return lambda pages, rounds: int(call(memory, pages, rounds))  # keeps the memory alive
 
     return {pattern: function(pattern) for pattern in PATTERNS}
 
@@ -91,7 +90,7 @@ def main() -> int:
     if not 0 < options.pages <= ARRAY // PAGE or options.pages & (options.pages - 1):
         parser.error(f"--pages must be a power of two, at most {ARRAY // PAGE}")
     results = measure(options.privilege, options.pages, options.rounds, options.repeat)
-    table = Table(title=f"{options.pages * PAGE >> 20} MiB, one byte a page, {options.privilege} mode")
+    table = Table(title=f"{options.pages} pages, {options.privilege} mode")
     table.add_column("pattern")
     for column in ("guest ns/access", "host ns/access", "ratio"):
         table.add_column(column, justify="right")

@@ -165,9 +165,9 @@ def good(**changes: object) -> Elf:
 
 
 def static_pie(tables: bytes, *, text: bytes = bytes(64), data: bytes = bytes(64), memory_size: int | None = None,
-               machine: int = EM_X86_64, **tags: int) -> Elf:  # fmt: skip
+               machine: int = EM_X86_64, tags: dict[str, int] | None = None, **more: int) -> Elf:  # fmt: skip
     """ET_DYN at 0: text at 0x1000, ``tables`` at 0x2000, PT_DYNAMIC at 0x3000, data at 0x4000."""
-    entries = dynamic(**tags)
+    entries = dynamic(**(tags or {}), **more)
     return Elf(
         segments=[
             Seg(0x1000 - 0x1000, bytes(0x1000) + text, flags=R | X),

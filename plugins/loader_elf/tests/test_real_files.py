@@ -132,7 +132,7 @@ def test_fixed_layout_without_dynamic_section(build: Build, pie: str, visibility
     assert binary.entry in range(0x200000, 0x201000)
     assert max(s.address + s.memory_size for s in binary.segments) >= 0x10604000
     assert sum(len(s.data) for s in binary.segments) < 0x10000
-    places = {s.address: s.permissions for s in binary.segments}
+    places = {int(s.address): s.permissions for s in binary.segments}
     assert places[0x200000 + 0] & Permission.EXECUTE
     assert not places[0x400000] & Permission.WRITE
     assert places[0x600000] & Permission.WRITE

@@ -39,7 +39,7 @@ def word(binary: Binary, address: int) -> int:
     return int.from_bytes(image_bytes(binary, address, 8), "little")
 
 
-def with_rela(table: bytes, symbols: list[w.Sym] | None = None, **changes: int) -> w.Elf:
+def with_rela(table: bytes, symbols: list[w.Sym] | None = None, changes: dict[str, int] | None = None) -> w.Elf:
     """A static-PIE whose PT_DYNAMIC names that table and those dynamic symbols."""
     entries, names = w.symbol_table(symbols or [])
     names = names.ljust(-(-len(names) // 8) * 8, b"\0")
@@ -52,7 +52,7 @@ def with_rela(table: bytes, symbols: list[w.Sym] | None = None, **changes: int) 
         "RELASZ": len(table),
         "RELAENT": 24,
     }
-    return w.static_pie(entries + names + table, memory_size=0x2000, **(tags | changes))
+    return w.static_pie(entries + names + table, memory_size=0x2000, tags=tags | (changes or {}))
 
 
 def test_chosen_base(opened: Open) -> None:
@@ -176,7 +176,7 @@ def test_types_that_are_refused(opened: Open, machine: int, kind: int, message: 
 )
 def test_damaged_tables(opened: Open, table: bytes, changes: dict[str, int], message: str) -> None:
     with pytest.raises(BinaryError, match=message):
-        opened(with_rela(table, **changes))
+        opened(with_rela(table, changes=changes))
 
 
 class TestRelr:

@@ -103,6 +103,15 @@ def test_bss_only(opened: Open) -> None:
     assert (segment.name, segment.memory_size, len(segment.data)) == ("bss", 1 << 33, 0)
 
 
+@pytest.mark.parametrize("map_file", [True, False])
+@pytest.mark.parametrize("offset", [1 << 40, 1 << 63, (1 << 64) - 1])
+def test_offset_of_bss_means_nothing(opened: Open, offset: int, map_file: bool) -> None:
+    (segment,) = opened(
+        w.Elf([w.Seg(0x1000, b"", 64, w.R | w.W, offset=offset)], kind=w.ET_DYN), map_file=map_file
+    ).segments
+    assert (segment.memory_size, len(segment.data)) == (64, 0)
+
+
 def test_high_half(opened: Open) -> None:
     base = 0xFFFFFFFF80000000
     binary = opened(w.Elf([w.Seg(base, b"abc")], entry=base + 1))
@@ -142,7 +151,7 @@ class TestBase:
         assert opened(self.pie(align=0x1000000)).segments[0].address == 0x1000000
 
     def test_alignment_beyond_the_largest_page(self, opened: Open) -> None:
-        with pytest.raises(BinaryError, match="p_align"):
+        with pytest.raises(BinaryError, match="offset 0x70: p_align: 0x10000000000 is more than"):
             opened(self.pie(align=1 << 40))
 
     def test_no_room(self, opened: Open) -> None:

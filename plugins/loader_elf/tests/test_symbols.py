@@ -12,6 +12,7 @@ import pytest
 
 from rift_core.binary import Binary, NoSymbols, Symbol
 from rift_core.errors import BinaryError
+from rift_core.memory import Gva
 from rift_loader_elf import ElfConfig, rift_load_binary
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def near(binary: Binary, place: int) -> str | None:
 
 def test_listing(opened: Open) -> None:
     symbols = opened(w.good()).symbols
-    assert list(symbols)[:2] == [Symbol("helper", 0x200000, 16), Symbol("_start", 0x200010, 32)]
+    assert list(symbols)[:2] == [Symbol("helper", Gva(0x200000), 16), Symbol("_start", Gva(0x200010), 32)]
     assert [s.name for s in symbols] == ["helper", "_start", "test", "counter", "buffer", "_size"]
     assert len(symbols) == 6
 
@@ -220,7 +221,7 @@ def test_symbols_whose_names_lie_outside_are_not_listed(opened: Open) -> None:
     table += w.symbol_bytes(w.Sym("", 7), 1)
     elf = w.good(symbols=[])
     elf.sections = [w.Sec(w.SHT_SYMTAB, table, link=3, entry_size=24), w.Sec(w.SHT_STRTAB, b"\0a\0")]
-    assert list(opened(elf).symbols) == [Symbol("a", 7, 0)]
+    assert list(opened(elf).symbols) == [Symbol("a", Gva(7), 0)]
 
 
 def test_a_million_symbols(tmp_path: Path) -> None:

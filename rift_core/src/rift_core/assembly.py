@@ -251,6 +251,7 @@ def build_engine(assembly: Assembly) -> Engine:
             ),
             engine.memory,
         )
+        engine.root = engine.space.root
         system_areas = {
             key.partition("/")[2]: Area(key, a.virtual, a.physical, engine.memory.view(a.physical, a.size))
             for key, a in layout.areas.items()

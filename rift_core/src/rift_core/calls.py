@@ -74,17 +74,16 @@ class CallPool:
             )
         vcpu = context.vcpu
         me = threading.get_ident()
-        context.enter(
-            timeout,
-            lambda: TimeoutError(f"the call of {what} did not return within {timeout} s"),
-            heartbeat=me == MAIN_THREAD,
-        )
+        expiry = None
+        if timeout is not None:
+            expiry = lambda: TimeoutError(f"the call of {what} did not return within {timeout} s")  # noqa: E731
+        context.enter(timeout, expiry, me == MAIN_THREAD)
         clean = False
         failure: Exception | None = None
         try:
             if vcpu is None or context.owner != me:
                 vcpu = context.acquire_vcpu()
-            state = EntryState(entry, context.stack_top, engine.space.root, privilege, converted, engine.vectors)
+            state = EntryState(entry, context.stack_top, engine.root, privilege, converted, engine.vectors)
             if context.fresh:
                 vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
                 context.fresh = False

@@ -103,7 +103,7 @@ class Context:
     # -- the owner's side ------------------------------------------------------------------------
 
     def enter(
-        self, seconds: float | None, expiry: Callable[[], BaseException] | None, *, heartbeat: bool = False
+        self, seconds: float | None, expiry: Callable[[], BaseException] | None, heartbeat: bool = False
     ) -> None:
         """Begin a run that may take ``seconds``; when they are over it ends with ``expiry()``.
 

@@ -16,6 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from rift_core.context import Context
+from rift_core.dispatch import Dispatcher
 from rift_core.errors import AddressError, ForkedMachineError, MappingError, StateError
 from rift_core.exits import Stop
 from rift_core.heap import PhysicalHeap
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from rift_core.backend import Limits, Vm
     from rift_core.binary import SymbolTable
-    from rift_core.dispatch import Dispatcher
     from rift_core.guest_memory import GuestMemory
     from rift_core.hooks import Hooks
     from rift_core.isa import Isa, Privilege, SystemState, Vectors
@@ -74,6 +74,7 @@ class Engine:
         self.system: SystemState
         self.dispatcher: Dispatcher
         self.vectors: Vectors | None = None
+        self.root = Gpa(0)  # of the page tables
         self.heap = PhysicalHeap(self.page)
         self.heap.release(plan.heap.start, len(plan.heap))
         self.edits = threading.RLock()  # memory regions, page tables, the heap, the virtual window
@@ -357,10 +358,22 @@ class Engine:
             self.vm.close()
             for region in self.memory.regions if hasattr(self, "memory") else ():
                 self.memory.remove(region.guest_address)
+            self._let_go()
             self.closed = True
         _engines.discard(self)
         with self.changed:
             self.changed.notify_all()
+
+
+    def _let_go(self) -> None:
+        """Cut the references that lead back here, so that memory goes now and not with a garbage collection."""
+        for context in self.contexts:
+            context.areas = {}
+        self.contexts.clear()
+        self.threads.clear()
+        self.dispatcher = Dispatcher(())
+        for name in ("space", "system", "vectors"):
+            self.__dict__.pop(name, None)
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -7,7 +7,7 @@ tested on any host.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,9 +71,8 @@ class SystemState:
     data: object = None
 
 
-@dataclass(frozen=True, slots=True)
-class EntryState:
-    """How a guest thread starts."""
+class EntryState(NamedTuple):
+    """How a guest thread starts, or a call. A NamedTuple because one is made at every call."""
 
     entry: Gva
     stack: Gva  # first address behind the stack, page-aligned
@@ -92,8 +91,7 @@ class Vectors:
     host: memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(NamedTuple):
     """One argument of a C function: an integer of any ctypes width (two's complement in ``value``), or a float.
 
     ``kind`` is "integer" or "float"; ``size`` is 1, 2, 4 or 8 bytes; a float's ``value`` holds its IEEE-754 bits.

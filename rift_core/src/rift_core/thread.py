@@ -210,7 +210,7 @@ class Thread:
             try:
                 vcpu = context.acquire_vcpu()
                 state = EntryState(
-                    self.entry, context.stack_top, engine.space.root, self.privilege, arguments, self._vectors
+                    self.entry, context.stack_top, engine.root, self.privilege, arguments, self._vectors
                 )
                 vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
                 if self._overrides:

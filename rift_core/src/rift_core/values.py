@@ -14,6 +14,7 @@ _UNSIGNED = (
     ctypes.c_ubyte, ctypes.c_ushort, ctypes.c_uint, ctypes.c_ulong, ctypes.c_ulonglong, ctypes.c_size_t, ctypes.c_bool,
 )  # fmt: skip
 _MASK = (1 << 64) - 1
+_new_argument = tuple.__new__  # what a NamedTuple does, less a call: calls with plain integers are frequent
 
 RESULTS: dict[Any, ResultType] = {
     None: ResultType("void", 0),
@@ -53,4 +54,11 @@ def to_argument(value: Any) -> Argument:
 
 def to_arguments(values: tuple[Any, ...]) -> tuple[Argument, ...]:
     """All arguments of a call."""
-    return tuple([to_argument(value) for value in values])
+    return tuple(
+        [
+            _new_argument(Argument, ("integer", 8, value))
+            if type(value) is int and 0 <= value <= _MASK
+            else to_argument(value)
+            for value in values
+        ]
+    )

@@ -19,6 +19,7 @@ from typing import Protocol
 TICK = 0.05
 """Seconds between two looks at what wants to be polled."""
 
+_NEVER = float("inf")
 _LINGER = 20
 """Ticks to go on for when nothing wants to be polled any more."""
 
@@ -47,10 +48,13 @@ class Watchdog:
         self._condition = threading.Condition(threading.Lock())
         self._wake_at = 0.0  # when the thread will look next; infinity: it must be woken
         self._started = False
+        self._ticking = False  # the thread looks every TICK; cleared before its last look at what there is
 
     def watch(self, guest: Watched) -> None:
         """Begin to watch ``guest``; again after its deadline has changed."""
         self._watched[id(guest)] = guest
+        if self._ticking and guest.deadline == _NEVER:
+            return
         due = min(guest.deadline, time.monotonic() + TICK) if guest.polled else guest.deadline
         if due < self._wake_at or not self._started:
             with self._condition:
@@ -67,27 +71,32 @@ class Watchdog:
         linger = 0
         while True:
             now = time.monotonic()
-            due = float("inf")
-            for guest in list(self._watched.values()):
-                if guest.deadline <= now:
-                    guest.deadline = float("inf")
-                    guest.expire()
-                due = min(due, guest.deadline)
-                if guest.polled:
-                    guest.poll(now)
-                    linger = _LINGER
-            if linger:
-                linger -= 1
-                due = min(due, now + TICK)
+            linger = _LINGER if self._look(now) else max(linger - 1, 0)
             with self._condition:
-                self._wake_at = due
-                # A guest that came between the look and here would be missed: look at the deadlines again.
-                for guest in list(self._watched.values()):
-                    due = min(due, guest.deadline, now + TICK if guest.polled else due)
-                self._wake_at = due
-                pause = due - time.monotonic()
+                self._ticking = linger > 0
+                self._wake_at = self._next(now, now + TICK if linger else _NEVER)
+                # A guest that came between that look and the store has not seen it: look once more.
+                self._wake_at = self._next(now, self._wake_at)
+                pause = self._wake_at - time.monotonic()
                 if pause > 0:
-                    self._condition.wait(None if pause == float("inf") else pause)
+                    self._condition.wait(None if pause == _NEVER else pause)
+
+    def _look(self, now: float) -> bool:
+        """Expire and poll; whether anything wants to be polled. Keeps no reference to a guest while it waits."""
+        polled = False
+        for guest in list(self._watched.values()):
+            if guest.deadline <= now:
+                guest.deadline = _NEVER
+                guest.expire()
+            if guest.polled:
+                guest.poll(now)
+                polled = True
+        return polled
+
+    def _next(self, now: float, due: float) -> float:
+        for guest in list(self._watched.values()):
+            due = min(due, guest.deadline, now + TICK if guest.polled else due)
+        return due
 
 
 WATCHDOG = Watchdog()

@@ -42,8 +42,8 @@ class _StreamConfig(Section):
     stream: str = Field(
         default="stdout",
         min_length=1,
-        description='Where the bytes go: "stdout", "stderr" (what sys.stdout and sys.stderr are at that moment), or the '
-        "path of a file, which is made empty first. open_machine(console=...) stands above it.",
+        description='Where the bytes go: "stdout", "stderr" (what sys.stdout and sys.stderr are at that moment), or '
+        "a path; that file is made empty first. open_machine(console=...) stands above it.",
     )
     escape: Literal["auto"] | bool = Field(
         default="auto",

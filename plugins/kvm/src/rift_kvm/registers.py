@@ -33,7 +33,8 @@ class Batch:
     def __init__(self, table: RegisterTable, names: tuple[str, ...]) -> None:
         unknown = [name for name in names if name not in table.ids]
         if unknown:
-            raise HypervisorError("register access", 0, f"this backend knows no register {', '.join(map(repr, unknown))}")
+            names_of_them = ", ".join(map(repr, unknown))
+            raise HypervisorError("register access", 0, f"this backend knows no register {names_of_them}")
         sizes = [(table.bits[table.ids[name]] + 63) // 64 for name in names]
         self.table = table
         self.names = names

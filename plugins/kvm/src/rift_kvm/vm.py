@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rift_core.backend import Binding
 from rift_core.errors import ForkedMachineError, HypervisorError, StateError
+from rift_core.host_memory import buffer_address
 from rift_core.memory import Permission
 from rift_kvm.errors import check, ffi, lib, new_error, raise_error
 from rift_kvm.registers import RegisterTable
@@ -71,6 +72,25 @@ class _Shared:
 _shared: dict[tuple[str, int], _Shared] = {}
 
 
+def _share(device: str, binding: Binding, ioctl: Any) -> _Shared:
+    key = (device, binding.native)
+    shared = _shared.get(key)
+    if shared is None:
+        shared = _Shared(device, ffi.cast("struct rift_kvm_binding *", binding.native), ioctl)
+        if ioctl == ffi.NULL:
+            _shared[key] = shared
+    return shared
+
+
+def description(device: str, binding: Binding) -> bytes:
+    """What ``binding`` says of every VM on ``device``; on x86-64 a ``struct kvm_cpuid2``.
+
+    :raises HypervisorError: KVM refused.
+    """
+    shared = _share(device, binding, ffi.NULL)
+    return bytes(ffi.buffer(shared.description, shared.size))
+
+
 class KvmVm:
     """A VM. See ``rift_core.backend.Vm`` for the contract.
 
@@ -102,19 +122,13 @@ class KvmVm:
         self._retired: list[Any] = []  # buffers that a native handler may still hold a pointer into
         self._handlers: list[object] = []
         function = ffi.cast("rift_kvm_ioctl_fn *", ioctl)
-        native_binding = ffi.cast("struct rift_kvm_binding *", binding.native)
-        key = (config.device, binding.native)
-        shared = _shared.get(key)
-        if shared is None:
-            shared = _Shared(config.device, native_binding, function)
-            if not ioctl:
-                _shared[key] = shared
+        shared = _share(config.device, binding, function)
         self.registers = shared.registers
         self._shared = shared
         check(lib.rift_kvm_signal_install(config.kick_signal, self._error), self._error)
         native = lib.rift_kvm_vm_create(
             config.device.encode(),
-            native_binding,
+            ffi.cast("struct rift_kvm_binding *", binding.native),
             lib.RIFT_KVM_SYSTEM_REGISTER_EXITS if "user_msr_exit" in capabilities else 0,
             gpa_bits,
             function,
@@ -148,11 +162,15 @@ class KvmVm:
         """
         writable = Permission.WRITE in region.permissions
         hint = f"guest-physical {region.guest_address:#x}-{region.end:#x} {region.name}".rstrip()
-        buffer = ffi.from_buffer("char[]", region.host, require_writable=writable)
+        buffer = region.host
+        if writable and buffer.readonly:
+            raise HypervisorError("KVM_SET_USER_MEMORY_REGION", 0, f"{hint}: the host buffer is read-only")
+        # Not ffi.from_buffer: collected as part of a cycle, it releases a memoryview that is gone already.
+        address = ffi.cast("void *", buffer_address(buffer))
         with self.lock:
             self._check_open()
             status = lib.rift_kvm_vm_map(
-                self.native, region.guest_address, buffer, len(buffer), writable, self._error
+                self.native, region.guest_address, address, buffer.nbytes, writable, self._error
             )
             check(status, self._error, hint)
             self._regions[region.guest_address] = buffer
@@ -189,7 +207,8 @@ class KvmVm:
             return
         where = handler.where if handler.where is not None else range(0, _LAST + 1)
         if where.step != 1 or where.start < 0 or where.stop > _LAST + 1 or where.start >= where.stop:
-            raise HypervisorError("rift_dispatch_add", 0, f"{where} of exit handler {handler.name!r} is no range of addresses")
+            text = f"{where} of exit handler {handler.name!r} is no range of addresses"
+            raise HypervisorError("rift_dispatch_add", 0, text)
         version = getattr(native, "version", lib.rift_kvm_abi_version())
         if version != lib.rift_kvm_abi_version():
             raise HypervisorError(

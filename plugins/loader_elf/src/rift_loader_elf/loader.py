@@ -37,7 +37,10 @@ def _bias(path: Path, structure: Structure, base: int | None) -> int:
         return 0  # fixed, or linked at addresses of its own choice: they are valid as they stand
     alignment = max(structure.alignment, _PAGE)
     if alignment > ALIGNMENT_LIMIT:
-        raise BinaryError(f"{path}: p_align: {alignment:#x} is more than {ALIGNMENT_LIMIT:#x}, the largest page")
+        at = next(load.header for load in structure.loads if load.alignment == alignment) + 48
+        raise BinaryError(
+            f"{path}: offset {at:#x}: p_align: {alignment:#x} is more than {ALIGNMENT_LIMIT:#x}, the largest page"
+        )
     start = DEFAULT_BASE if base is None else base
     start = -(-start // alignment) * alignment
     first = lowest // alignment * alignment

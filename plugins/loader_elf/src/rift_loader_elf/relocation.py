@@ -83,23 +83,26 @@ def _tag_table(
     if address not in tags or tags.get(size) == 0:
         return 0, 0
     if size not in tags:
-        raise BinaryError(f"{image.path}: PT_DYNAMIC: {address} without {size}")
-    return file_offset(image, structure.loads, tags[address], tags[size], address), tags[size]
+        raise BinaryError(f"{image.path}: offset {structure.dynamic_offset:#x}: PT_DYNAMIC: {address} without {size}")
+    return file_offset(image, structure.loads, tags[address], tags[size], address, structure.dynamic_offset), tags[size]
 
 
 def _dynamic_tables(image: Image, structure: Structure, tags: dict[str | int, int]) -> Iterator[Table]:
     """The tables that PT_DYNAMIC names (gABI, "Dynamic Section")."""
     for tag, expected in (("DT_RELAENT", RELA_SIZE), ("DT_RELRENT", RELR_SIZE), ("DT_SYMENT", SYMBOL_SIZE)):
         if tags.get(tag, expected) != expected:
-            raise BinaryError(f"{image.path}: PT_DYNAMIC: {tag} is {tags[tag]}, not {expected}")
+            raise BinaryError(
+                f"{image.path}: offset {structure.dynamic_offset:#x}: PT_DYNAMIC: {tag} is {tags[tag]}, not {expected}"
+            )
     if tags.get("DT_PLTRELSZ") and tags.get("DT_PLTREL", 7) != 7:  # 7: DT_RELA
         raise BinaryError(
-            f"{image.path}: PT_DYNAMIC: DT_PLTREL is {tags['DT_PLTREL']:#x}; only DT_RELA (7) is supported"
+            f"{image.path}: offset {structure.dynamic_offset:#x}: PT_DYNAMIC: DT_PLTREL is "
+            f"{tags['DT_PLTREL']:#x}; only DT_RELA (7) is supported"
         )
     symbols_offset = symbols_size = 0
     if "DT_SYMTAB" in tags:  # its size is told nowhere: up to the end of its segment
         start = tags["DT_SYMTAB"]
-        symbols_offset = file_offset(image, structure.loads, start, 0, "DT_SYMTAB")
+        symbols_offset = file_offset(image, structure.loads, start, 0, "DT_SYMTAB", structure.dynamic_offset)
         load = next(load for load in structure.loads if load.address <= start <= load.address + load.file_size)
         symbols_size = load.offset + load.file_size - symbols_offset
     names = _tag_table(image, structure, tags, "DT_STRTAB", "DT_STRSZ")

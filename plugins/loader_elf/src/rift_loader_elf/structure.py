@@ -30,13 +30,18 @@ _NOT_SERVED = {
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One PT_LOAD header that takes memory: addresses as in the file, without bias."""
+    """One PT_LOAD header that takes memory: addresses as in the file, without bias.
 
+    ``header`` is where in the file the header stands; ``offset`` is 0 where ``file_size`` is.
+    """
+
+    header: int
     offset: int
     address: int
     file_size: int
     memory_size: int
     flags: int
+    alignment: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Structure:
     """What the loader needs to know. Loads ascend by address and are disjoint.
 
     ``tags`` are the dynamic section's entries by name (an int where it has none), without DT_NEEDED; None when
-    there is no PT_DYNAMIC. ``alignment`` is the largest ``p_align``, a power of two.
+    there is no PT_DYNAMIC, which else stands at ``dynamic_offset`` of the file. ``alignment`` is the largest
+    ``p_align``, a power of two.
     """
 
     machine: int
@@ -53,6 +59,7 @@ class Structure:
     alignment: int
     loads: tuple[Load, ...]
     tags: dict[str | int, int] | None
+    dynamic_offset: int
     needed: tuple[str, ...]
     interpreter: str | None
     has_tls: bool
@@ -96,16 +103,18 @@ class Names:
         return printable(bytes(self._image.view[start : start + length]))
 
 
-def file_offset(image: Image, loads: tuple[Load, ...], address: int, size: int, what: str) -> int:
+def file_offset(image: Image, loads: tuple[Load, ...], address: int, size: int, what: str, at: int) -> int:
     """Where in the file the bytes for ``size`` bytes at ``address`` stand.
 
+    :param at: the file offset of what names the address, for the message.
     :raises BinaryError: no segment holds them all.
     """
     for load in loads:
         if load.address <= address and address + size <= load.address + load.file_size:
             return load.offset + address - load.address
     raise BinaryError(
-        f"{image.path}: {what}: {size:#x} bytes at {address:#x} lie outside the file's part of every segment"
+        f"{image.path}: offset {at:#x}: {what}: {size:#x} bytes at {address:#x} lie outside the file's part of every "
+        "segment"
     )
 
 
@@ -113,11 +122,22 @@ def _read_loads(elf: ELFFile, summary: Any) -> tuple[Load, ...]:
     loads = []
     size = elf.structs.Elf_Phdr.sizeof()
     for index in range(summary.program_headers):
-        header = struct_parse(elf.structs.Elf_Phdr, elf.stream, summary.program_header_offset + index * size)
-        if header["p_type"] == "PT_LOAD" and header["p_memsz"] > 0:
-            loads.append(
-                Load(header["p_offset"], header["p_vaddr"], header["p_filesz"], header["p_memsz"], header["p_flags"])
+        at = summary.program_header_offset + index * size
+        header = struct_parse(elf.structs.Elf_Phdr, elf.stream, at)
+        if header["p_type"] != "PT_LOAD" or header["p_memsz"] == 0:
+            continue
+        file_size = header["p_filesz"]
+        loads.append(
+            Load(
+                header=at,
+                offset=header["p_offset"] if file_size else 0,
+                address=header["p_vaddr"],
+                file_size=file_size,
+                memory_size=header["p_memsz"],
+                flags=header["p_flags"],
+                alignment=header["p_align"],
             )
+        )
     return tuple(sorted(loads, key=lambda load: load.address))
 
 
@@ -140,12 +160,13 @@ def _read_dynamic(
         if name in tags:
             raise BinaryError(
                 f"{image.path}: offset {summary.dynamic_offset:#x}: PT_DYNAMIC: {what} are not supported; "
-                "link with -Wl,-z,nopack-relative-relocs or another linker"
+                "link without --pack-dyn-relocs=android, for example with GNU ld"
             )
     if not needed:
         return tags, ()
     size = tags.get("DT_STRSZ", 0)
-    names = Names(image, file_offset(image, loads, tags.get("DT_STRTAB", 0), size, "DT_STRTAB"), size)
+    start = file_offset(image, loads, tags.get("DT_STRTAB", 0), size, "DT_STRTAB", summary.dynamic_offset)
+    names = Names(image, start, size)
     return tags, tuple(names.get_string(offset) for offset in needed[:16])
 
 
@@ -170,6 +191,7 @@ def read_structure(image: Image, max_memory: int) -> Structure:
         alignment=summary.alignment,
         loads=loads,
         tags=tags,
+        dynamic_offset=summary.dynamic_offset,
         needed=needed,
         interpreter=printable(interpreter) if interpreter else None,
         has_tls=bool(summary.has_tls),

@@ -284,7 +284,7 @@ def _walk_reason(virtual: int, status: int, steps: tuple[WalkStep, ...]) -> str:
     last = steps[-1]
     place = f"{last.level} entry at guest-physical {last.entry_address:#x}"
     if status == lib.RIFT_X86_64_NOT_PRESENT:
-        return f"not mapped: the {place} is not present ({last.entry:#x})"
+        return f"the {place} is not present ({last.entry:#x})"
     if status == lib.RIFT_X86_64_TABLE_OUTSIDE:
         return f"the {place} ({last.entry:#x}) leads outside guest memory"
     return f"the {place} ({last.entry:#x}) has reserved bits set"

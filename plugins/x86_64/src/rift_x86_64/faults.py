@@ -81,8 +81,6 @@ def page_fault_words(code: int) -> str:
 
 def selector_words(code: int) -> str:
     """The error code of #TS, #NP, #SS and #GP."""
-    if code == 0:
-        return "error code 0"
     table = "IDT" if code & 2 else "LDT" if code & 4 else "GDT"
     external = ", while delivering an event from outside the program" if code & 1 else ""
     if code & 2:
@@ -144,6 +142,8 @@ def _invalid_opcode_words(code: bytes, user: bool) -> str:
 
 
 def _protection_words(code: bytes, user: bool, registers: Mapping[str, int]) -> str:
+    if not is_canonical(registers["rip"]):
+        return f"a jump to {registers['rip']:#x}, which is no canonical address"
     opcode = _opcode(code)
     if opcode and opcode[0] in _PORT_OPCODES and user:
         return "port input and output are not allowed in user mode"
@@ -160,7 +160,7 @@ def _protection_words(code: bytes, user: bool, registers: Mapping[str, int]) -> 
         return f"{', '.join(strange)} {'is' if len(strange) == 1 else 'are'} no canonical address, if used as one"
     if opcode[:2] in (b"\x0f\x28", b"\x0f\x29", b"\x0f\x6f", b"\x0f\x7f"):
         return "an aligned vector access needs an address that is a multiple of 16"
-    return ""
+    return "a privileged operation, or an access that no segment or address rule allows; no selector is named"
 
 
 def describe(frame: Frame, registers: Mapping[str, int], reader: GuestReader, guards: Mapping[int, str]) -> GuestFault:
@@ -178,7 +178,7 @@ def describe(frame: Frame, registers: Mapping[str, int], reader: GuestReader, gu
     words = []
     if vector == PAGE_FAULT:
         words.append(page_fault_words(frame.code))
-    elif vector in _SELECTOR_CODES:
+    elif vector in _SELECTOR_CODES and frame.code & 0xFFFF:
         words.append(selector_words(frame.code))
     overflowed = guards.get(address // SMALL_PAGE) if address is not None else None
     if overflowed is not None:
@@ -191,9 +191,7 @@ def describe(frame: Frame, registers: Mapping[str, int], reader: GuestReader, gu
     elif vector == INVALID_OPCODE:
         words.append(_invalid_opcode_words(_code_bytes(reader, frame.rip), user))
     elif vector == GENERAL_PROTECTION and frame.code & 0xFFFF == 0:
-        hint = _protection_words(_code_bytes(reader, frame.rip), user, at_fault)
-        if hint:
-            words.append(hint)
+        words.append(_protection_words(_code_bytes(reader, frame.rip), user, at_fault))
     elif vector == GENERAL_PROTECTION and user and frame.code & 2:
         words.append(f"INT {frame.code >> 3 & 0xFF:#x} is not open to user mode; use rift_user_call()")
     elif vector in _STOPPED_BEHIND:

@@ -55,7 +55,7 @@ class X86_64:  # noqa: N801 - the ISA's name
     program_counter = "rip"
     stack_pointer = "rsp"
     frame_pointer = "rbp"
-    general_registers: tuple[str, ...] = (*GENERAL, "rip", "rflags")
+    general_registers: tuple[str, ...] = (*GENERAL, "rflags")
     virtual_ranges: tuple[range, ...] = (paging.LOWER_HALF, paging.UPPER_HALF)
     capstone = ("CS_ARCH_X86", "CS_MODE_64")
     default_vectors: tuple[str, ...] = (RUNTIME_SYMBOL, TABLE_SYMBOL)

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rift_core.errors import HypervisorError
 from rift_core.testing.backend_exits import ExitTests, SupervisorTests
 from rift_core.testing.backend_memory import MemoryTests
 from rift_core.testing.backend_native import NativeHandlerTests
 from rift_core.testing.backend_vcpus import KickTests, LifeTests, OwnershipTests, RegisterTests
-from rift_core.testing.bench import Bench
+from rift_core.testing.bench import SECONDS, UNMAPPED, Bench, Worker
+from rift_core.testing.faults import CALLS, FaultInjecting
 from rift_core.testing.guests import Guests, guests_for
 from rift_core.testing.leaks import no_leaks
 from rift_core.testing.requirements import requires
@@ -44,6 +46,12 @@ if TYPE_CHECKING:
 __all__ = ["BackendConformance", "requires"]
 
 CYCLES = 1000
+
+_SWALLOWED = frozenset({"unmap_memory", "park"})
+"""Calls of tear-down: a machine that is being closed may go on past their failure."""
+
+_UNUSED = frozenset({"inject_exception", "install", "restore", "save", "set_debug", "unmap_memory"})
+"""Calls that a machine without handlers and debuggers has no need of."""
 
 
 class BackendConformance(
@@ -113,6 +121,38 @@ class BackendConformance(
         cycle(3)
         with no_leaks():
             cycle(CYCLES)
+
+    @pytest.mark.parametrize("call", sorted(CALLS))
+    def test_failing_call_leaves_nothing(self, backend: object, isa: str, guests: Guests, call: str) -> None:
+        """Whatever call of the backend fails, the machine reports it and lets go of everything."""
+        from rift_core.assembly import RAW_CODE_ADDRESS
+        from rift_core.machine import open_machine
+
+        name, _ = probe_backend(backend)
+
+        def use() -> None:
+            with open_machine(code=guests.add_function(), isa=isa, backend=name) as machine:
+                assert machine.call(RAW_CODE_ADDRESS, 2, 3) == 5
+                machine.map(UNMAPPED, 0x1000)
+                machine.unmap(UNMAPPED, 0x1000)
+                Worker(lambda: machine.call(RAW_CODE_ADDRESS, 4, 5)).join()
+                machine.thread("main").start(1, 2).join(timeout=SECONDS)
+
+        use()
+        fired = 0
+        with no_leaks():
+            for after in range(12):
+                with FaultInjecting(backend, call, after) as fault:
+                    try:
+                        use()
+                    except HypervisorError as error:
+                        assert error.operation == call
+                    else:
+                        assert not fault.fired or call in _SWALLOWED
+                if not fault.fired:
+                    break
+                fired += 1
+        assert fired or call in _UNUSED
 
     def test_call_through_the_public_interface(self, backend: object, isa: str, guests: Guests) -> None:
         from rift_core.assembly import RAW_CODE_ADDRESS

@@ -244,6 +244,26 @@ class SupervisorTests:
         fault = run_to_fault(bench, vcpu)
         assert (fault.vector, fault.address, fault.pc) == (bench.guests.page_fault_vector, DATA, DATA)
 
+    def test_lost_stack_is_reported(self, bench: Bench) -> None:
+        g = bench.guests
+        vcpu = bench.vcpu(g.use_stack(UNMAPPED))
+        assert run_to_fault(bench, vcpu).vector == g.stack_fault_vector
+
+    def test_user_mode_without_a_stack(self, bench: Bench) -> None:
+        g = bench.guests
+        vcpu = bench.vcpu(g.use_stack(UNMAPPED + 0x1000), privilege="user")
+        fault = run_to_fault(bench, vcpu)
+        assert (fault.vector, fault.user) == (g.page_fault_vector, True)
+
+    def test_accessed_and_dirty(self, bench: Bench) -> None:
+        g = bench.guests
+        bench.space.accessed_dirty(Gva(DATA), 0x4000, clear=True)
+        bench.vm.flush_translations()
+        vcpu = bench.vcpu(g.store(DATA, 1, 1) + g.load(DATA + 0x2000, 1) + g.end())
+        bench.finish(vcpu)
+        marks = [(accessed, dirty) for _, _, accessed, dirty in bench.space.accessed_dirty(Gva(DATA), 0x4000)]
+        assert marks == [(True, True), (False, False), (True, False), (False, False)]
+
     def test_user_mode_uses_its_pages(self, bench: Bench) -> None:
         g = bench.guests
         vcpu = bench.vcpu(g.store(USER_DATA, 8, VALUE) + g.store(UNMAPPED, 8, 1), privilege="user")

@@ -293,9 +293,10 @@ class OwnershipTests:
 
         def own(index: int) -> None:
             mine, theirs = flags[index], flags[1 - index]
-            code = g.store(mine, 4, 1) + g.wait_for(theirs, 1) + g.add(DATA, 500) + g.store(mine, 4, 2)
+            code = g.store(mine, 4, 1) + g.wait_for(theirs, 1) + g.add(DATA, 500)
+            code += g.store(mine + 8, 4, 1) + g.wait_for(theirs + 8, 1) + g.end()
             with lock:
-                vcpu = bench.vcpu(code + g.wait_for(theirs, 2) + g.end(), index=index)
+                vcpu = bench.vcpu(code, index=index)
             bench.finish(vcpu)
             vcpu.close()
 

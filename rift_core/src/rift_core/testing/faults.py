@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from rift_core.errors import HypervisorError
+from rift_core.hooks import Hooks
 from rift_core.plugin import PluginInfo, hookimpl
 
 if TYPE_CHECKING:
@@ -90,10 +91,12 @@ class FaultInjecting:
 
     def __enter__(self) -> FaultInjecting:
         self._backend.rift_create_vm = self.rift_create_vm
+        Hooks.for_modules.cache_clear()  # a hook that was registered before keeps the function of that time
         return self
 
     def __exit__(self, *_: object) -> None:
         self._backend.rift_create_vm = self._create_vm
+        Hooks.for_modules.cache_clear()
 
 
 class _Proxy:

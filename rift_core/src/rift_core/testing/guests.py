@@ -31,6 +31,7 @@ class Guests(Protocol):
     crash_registers: Mapping[str, int]  # with these set, `invalid` ends in SHUTDOWN
     invalid_vector: int
     page_fault_vector: int
+    stack_fault_vector: int  # of `use_stack` without a stack
     injected: tuple[int, int | None]  # an exception with its code that a test may inject
     system_register: int  # one that no CPU and no hypervisor knows
     has_ports: bool
@@ -70,6 +71,9 @@ class Guests(Protocol):
 
     def jump(self, address: int) -> bytes:
         """Go there."""
+
+    def use_stack(self, address: int) -> bytes:
+        """Push with the stack pointer at an address."""
 
     def nop(self) -> bytes:
         """One instruction without effect."""
@@ -123,6 +127,7 @@ class X86_64Guests(Guests):  # noqa: N801 - the architecture's name
     crash_registers = MappingProxyType({"idtr.limit": 0})  # no exception can be delivered
     invalid_vector = 6
     page_fault_vector = 14
+    stack_fault_vector = 8  # the page fault cannot be delivered there: a double fault, on a stack of its own
     injected = (13, 0x28)
     system_register = 0x5249_4654
     has_ports = True
@@ -166,6 +171,9 @@ class X86_64Guests(Guests):  # noqa: N801 - the architecture's name
 
     def jump(self, address: int) -> bytes:
         return _rax(address) + b"\xff\xe0"  # jmp rax
+
+    def use_stack(self, address: int) -> bytes:
+        return _immediate(0xBC, address) + b"\x50"  # mov rsp, imm64; push rax
 
     def nop(self) -> bytes:
         return b"\x90"

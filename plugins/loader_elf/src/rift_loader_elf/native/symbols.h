@@ -5,7 +5,7 @@
 
 #include "elf_check.h"
 
-/* Symbols of one file; an index takes 8 to 16 bytes of memory for each, the one by address 32. */
+/* Symbols of one file; the index by name takes 8 to 12 bytes of memory for each, the one by address 32. */
 #define RIFT_ELF_SYMBOLS_MAX 16777216
 
 struct rift_elf_symbols;

@@ -1,0 +1,270 @@
+"""Whether KVM works here, and how well.
+
+A look that costs microseconds (device, API version, capabilities) decides whether it is available; what
+guests can do is measured once a boot (:mod:`rift_kvm.measure`) and remembered (:mod:`rift_kvm.cache`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rift_core.backend import Check, CpuFeatures, Limits, ProbeResult
+from rift_core.errors import HypervisorError
+from rift_core.exits import ExitKind
+
+if TYPE_CHECKING:
+    from rift_kvm import KvmConfig
+    from rift_kvm.measure import Measured
+
+API_VERSION = 12
+"""KVM_GET_API_VERSION of every kernel since 2.6.22 (Documentation/virt/kvm/api.rst, 4.1)."""
+
+# Capability numbers: include/uapi/linux/kvm.h
+_REQUIRED = {"KVM_CAP_USER_MEMORY": 3, "KVM_CAP_IMMEDIATE_EXIT": 136, "KVM_CAP_XSAVE": 55, "KVM_CAP_XCRS": 56}
+_NR_VCPUS, _NR_MEMSLOTS, _MAX_VCPUS = 9, 10, 66
+
+PVM_GPA_BITS = 46
+"""kvm_pvm takes guest-physical addresses below 2^46 only."""
+
+_RESERVED = (
+    range(0xFEE0_0000, 0xFEE0_1000),  # the local APIC's page (Intel SDM volume 3, 10.4.1)
+    range(0xFFFB_C000, 0xFFFC_0000),  # identity map and TSS of older VT-x (KVM_SET_IDENTITY_MAP_ADDR, api.rst 4.46)
+)
+
+_ALWAYS = frozenset({"parallel_vcpus", "multiple_vms", "save_restore"})
+_EXIT_KINDS = frozenset(
+    {
+        ExitKind.HALT,
+        ExitKind.PORT_IO,
+        ExitKind.MMIO,
+        ExitKind.SHUTDOWN,
+        ExitKind.FAIL_ENTRY,
+        ExitKind.INTERRUPTED,
+        ExitKind.UNKNOWN,
+    }
+)
+_OPTIONAL_KINDS = {
+    ExitKind.SYSTEM_REGISTER: ("user_msr_exit",),
+    ExitKind.MEMORY_FAULT: ("memory_fault_exit",),
+    ExitKind.DEBUG: ("debug_single_step", "debug_hw_breakpoint", "debug_sw_breakpoint"),
+}
+
+_results: dict[tuple[str, bool, bool], ProbeResult] = {}
+_lock = threading.Lock()
+
+
+def probe(config: KvmConfig) -> ProbeResult:
+    """What this KVM can do; remembered in the process once it is available. Never raises."""
+    key = (config.device, config.measure, config.system_register_exits)
+    known = _results.get(key)
+    if known is not None:
+        return known
+    with _lock:
+        result = _results.get(key)
+        if result is None:
+            result = _probe(config)
+            if result.available:
+                _results[key] = result
+        return result
+
+
+def _probe(config: KvmConfig) -> ProbeResult:
+    result = _look(config.device)
+    if not result.available:
+        return result
+    try:
+        return _measured(config, result)
+    except HypervisorError as error:
+        checks = (*result.checks, Check("virtual machine", "fail", str(error)))
+        return _unavailable(f"KVM is there, but a virtual machine cannot be made: {error}", "", checks)
+
+
+def _unavailable(reason: str, remedy: str, checks: tuple[Check, ...]) -> ProbeResult:
+    return ProbeResult(False, reason, remedy, checks=checks)
+
+
+def _failed(checks: list[Check], name: str, reason: str, remedy: str) -> ProbeResult:
+    return _unavailable(reason, remedy, (*checks, Check(name, "fail", reason, remedy)))
+
+
+def _look(device: str) -> ProbeResult:
+    """Everything short of making a VM."""
+    checks: list[Check] = []
+    if sys.platform != "linux":
+        return _failed(checks, "platform", "KVM is a part of Linux", "use another backend here")
+    if os.uname().machine != "x86_64":
+        return _failed(checks, "platform", f"this backend has no binding for {os.uname().machine} hosts yet", "")
+    try:
+        from rift_kvm.errors import check, lib, new_error
+    except ImportError as error:
+        return _failed(checks, "native module", f"rift_kvm._native cannot be loaded: {error}", "reinstall riftvm-kvm")
+    error = new_error()
+    descriptor = lib.rift_kvm_device_open(device.encode(), error)
+    if descriptor < 0:
+        reason, remedy = _why_not_open(device, int(error.code))
+        return _failed(checks, "device", reason, remedy)
+    try:
+        checks.append(Check("device", "pass", f"{device} can be opened"))
+        version = check(lib.rift_kvm_device_version(descriptor, error), error)
+        if version != API_VERSION:
+            reason = f"{device} speaks KVM API version {version}, not {API_VERSION}"
+            return _failed(checks, "API version", reason, "use a kernel of 4.13 or later")
+        checks.append(Check("API version", "pass", str(version)))
+        missing = [
+            name
+            for name, number in _REQUIRED.items()
+            if check(lib.rift_kvm_device_extension(descriptor, number, error), error) <= 0
+        ]
+        if missing:
+            return _failed(
+                checks, "capabilities", f"this kernel's KVM lacks {', '.join(missing)}", "use a kernel of 4.13 or later"
+            )
+        checks.append(Check("capabilities", "pass", ", ".join(_REQUIRED)))
+        slots = check(lib.rift_kvm_device_extension(descriptor, _NR_MEMSLOTS, error), error) or 32
+        vcpus = check(lib.rift_kvm_device_extension(descriptor, _MAX_VCPUS, error), error) or check(
+            lib.rift_kvm_device_extension(descriptor, _NR_VCPUS, error), error
+        )
+    except HypervisorError as failure:
+        return _failed(checks, "device", f"{device} is not KVM: {failure}", "set device in [backend]")
+    finally:
+        lib.rift_kvm_device_close(descriptor)
+    return ProbeResult(
+        True,
+        "KVM is usable",
+        isas=("x86_64",),
+        limits=Limits(max_slots=slots - 1, max_vcpus=vcpus or 4, max_vms=500, reserved=_RESERVED),
+        checks=tuple(checks),
+    )
+
+
+def _why_not_open(device: str, code: int) -> tuple[str, str]:
+    """Reason and remedy of an open that failed with ``code``."""
+    if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        reason = f"there is no {device}" if code == errno.ENOENT else f"{device} leads to no driver"
+        return reason, (
+            "load the KVM module (modprobe kvm_intel or kvm_amd), enable virtualization in the firmware, or give the "
+            f"container the device (--device {device})"
+        )
+    if code in (errno.EACCES, errno.EPERM):
+        return f"no permission to open {device}", _group_remedy(device)
+    return f"{device} cannot be opened: {os.strerror(code)}", ""
+
+
+def _group_remedy(device: str) -> str:
+    import grp
+    import pwd
+
+    try:
+        status = os.stat(device)
+    except OSError:
+        return ""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = str(os.getuid())
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    if status.st_mode & 0o060 == 0o060 and status.st_gid != 0:
+        if status.st_gid in os.getgroups():
+            return f"{user} is in group {group} already: a security policy or the container forbids it"
+        return f"join its group: sudo usermod -aG {group} {user}, then log in again"
+    return f"let a group use it: sudo chgrp kvm {device} && sudo chmod 660 {device}, and sudo usermod -aG kvm {user}"
+
+
+def _measured(config: KvmConfig, result: ProbeResult) -> ProbeResult:
+    """``result`` with what the experiments found."""
+    measured = _experiments(config)
+    if measured is None:
+        reason = "KVM is there, but a guest of one HLT instruction does not run"
+        return _unavailable(reason, "", (*result.checks, Check("guest code", "fail", reason)))
+    machine = _machine(measured)
+    capabilities = measured.capabilities | _ALWAYS
+    if not config.system_register_exits:
+        capabilities -= {"user_msr_exit"}
+    kinds = _EXIT_KINDS | {kind for kind, names in _OPTIONAL_KINDS.items() if capabilities.intersection(names)}
+    found = Check("guest code", "pass", "runs in ring 0") if config.measure else Check("guest code", "warn", "not tried")
+    status = "warn" if machine == "kvm-pvm" else "pass"
+    remedy = "without VT-x or SVM, ring 0 is interpreted: keep it small, or use ring 3" if machine == "kvm-pvm" else ""
+    return replace(
+        result,
+        limits=replace(result.limits, gpa_bits=_gpa_bits(config, machine)),
+        features=CpuFeatures(measured.page_sizes, measured.names, measured.xcr0),
+        capabilities=capabilities,
+        exit_kinds=kinds,
+        machine=machine,
+        checks=(
+            *result.checks,
+            found,
+            Check("module", status, machine, remedy),
+            Check("CPU in ring 0", "pass", ", ".join(sorted(measured.names)) or "only the base set"),
+            Check("features", "pass", ", ".join(sorted(capabilities))),
+        ),
+    )
+
+
+def _experiments(config: KvmConfig) -> Measured | None:
+    from rift_kvm import cache
+    from rift_kvm.measure import Measured, measure
+    from rift_kvm.vm import KvmVm, host_binding
+
+    if not config.measure:
+        return Measured(frozenset(), frozenset(), (0x1000, 0x20_0000), 3)
+    key = cache.key(config.device)
+    measured = cache.load(key)
+    if measured is None:
+        everything = frozenset({"user_msr_exit", "inject_exception", "debug_single_step", "debug_hw_breakpoint"})
+        for capabilities in (everything, everything - {"user_msr_exit"}):
+            try:
+                vm = KvmVm(config, host_binding(), gpa_bits=36, capabilities=capabilities, exit_kinds=_EXIT_KINDS)
+                break
+            except HypervisorError as error:
+                if error.operation != "KVM_ENABLE_CAP":
+                    raise
+        try:
+            measured = measure(vm)
+        finally:
+            vm.close()
+        if measured is not None:
+            cache.store(key, measured)
+    return measured
+
+
+def _machine(measured: Measured) -> str:
+    """Which module serves the device: what is loaded, and where that cannot be seen, how it behaves.
+
+    Software interrupts in ring 0 never work on kvm_pvm, and always on the others.
+    """
+    loaded = [name for name in ("pvm", "amd", "intel") if os.path.isdir(f"/sys/module/kvm_{name}")]
+    if "software_interrupts" not in measured.capabilities and (loaded == [] or "pvm" in loaded):
+        return "kvm-pvm"
+    if "amd" in loaded and "intel" not in loaded:
+        return "kvm-svm"
+    if "intel" in loaded and "amd" not in loaded:
+        return "kvm-vmx"
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        flags = []
+    return "kvm-svm" if "svm" in flags else "kvm-vmx" if "vmx" in flags else "kvm-unknown"
+
+
+def _gpa_bits(config: KvmConfig, machine: str) -> int:
+    """CPUID leaf 0x8000_0008, EAX 7:0 (Intel SDM volume 2, CPUID), of what KVM supports."""
+    from rift_kvm.vm import description, host_binding
+
+    bits = 36  # of a CPU without the leaf
+    table = description(config.device, host_binding())
+    for offset in range(8, len(table) - 39, 40):  # struct kvm_cpuid2: nent, padding, entries of 40 bytes
+        function, _, _, eax = struct.unpack_from("<4I", table, offset)
+        if function == 0x8000_0008:
+            bits = eax & 0xFF
+    return min(bits, PVM_GPA_BITS) if machine == "kvm-pvm" else bits
