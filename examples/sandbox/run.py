@@ -62,7 +62,8 @@ def outcome(machine: Machine, function: str, arguments: tuple[Any, ...]) -> tupl
     try:
         result = machine.call(function, *arguments, restype=ctypes.c_int64, timeout=1.0)
     except GuestFaultError as error:
-        return f"fault: {error.report.fault.name}, {error.report.fault.words}", False
+        fault = error.report.fault
+        return "fault: " + ", ".join(text for text in (fault.name, fault.words) if text), False
     except GuestError as error:
         return f"ended: {str(error).splitlines()[0]}", False
     except TimeoutError:

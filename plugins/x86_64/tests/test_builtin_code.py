@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
 from rift_core import doorbell
+from rift_core.testing.tools import require_tool
 from rift_x86_64 import builtin_code
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("address", [doorbell.DEFAULT_ADDRESS, 0xFFFF_8000_1234_5000])
 def test_bytes_are_what_the_assembler_makes(tmp_path: Path, address: int) -> None:
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no gcc here: install gcc")
+    compiler = require_tool("gcc", package="gcc")
     source = tmp_path / "code.s"
     source.write_text(
         builtin_code.SOURCE.format(
@@ -35,6 +36,7 @@ def test_bytes_are_what_the_assembler_makes(tmp_path: Path, address: int) -> Non
     assert result.returncode == 0, result.stderr
     with (tmp_path / "code.o").open("rb") as file:
         section = ELFFile(file).get_section_by_name(".text")
+        assert section is not None
         text = section.data()
     assert text[: builtin_code.CODE_SIZE] == builtin_code.supervisor_code(address)
     assert text[builtin_code.CODE_SIZE :] == builtin_code.USER_CODE

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import mmap
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from rift_core.errors import MappingError
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
 from rift_x86_64 import paging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 R, W, X, U = Permission.READ, Permission.WRITE, Permission.EXECUTE, Permission.USER
 P, RW, US, PWT, PCD, A, D, PS, NX = 1, 2, 4, 8, 16, 32, 64, 128, 1 << 63
@@ -224,11 +227,12 @@ def test_tables_that_contain_themselves_end_quickly(space: Any) -> None:
     for index in range(512):
         space.put_entry(root + 8 * index, root | P | RW | US)
     whole = (1 << 47) - LARGE
-    for edit in (
+    edits: list[Callable[[], object]] = [
         lambda: space.tables.unmap(Gva(0), whole),
         lambda: space.tables.protect(Gva(0), whole, R),
         lambda: space.tables.accessed_dirty(Gva(0), whole, clear=True),
-    ):
+    ]
+    for edit in edits:
         with pytest.raises(MappingError, match="repeat themselves"):
             edit()
     with pytest.raises(MappingError):
@@ -251,11 +255,12 @@ def test_tables_in_read_only_memory_are_walked_but_not_edited(space: Any) -> Non
     space.memory.add(MemoryRegion(Gpa(0x1000_0000), memoryview(other).toreadonly(), R, "read-only"))
     space.put_entry(step.entry_address, 0x1000_0000 | P | RW)
     assert space.tables.walk(Gva(0)).physical == 0x5000
-    for edit in (
+    edits: list[Callable[[], object]] = [
         lambda: space.tables.unmap(Gva(0), SMALL),
         lambda: space.tables.map(mapped(SMALL, 0, SMALL)),
         lambda: space.tables.accessed_dirty(Gva(0), SMALL, clear=True),
-    ):
+    ]
+    for edit in edits:
         with pytest.raises(MappingError, match="read-only"):
             edit()
     assert space.tables.accessed_dirty(Gva(0), SMALL) == [(0, SMALL, False, False)]

@@ -72,6 +72,13 @@ class Assembly:
     isa: Isa
     plan: MachinePlan
 
+    def entries(self) -> tuple[Gva, ...]:
+        """Where each configured thread starts.
+
+        :raises SymbolNotFoundError: with the nearest names.
+        """
+        return tuple(entry_address(self.binary, t.entry, t.name) for t in self.config.threads)
+
 
 def raw_binary(code: bytes, isa: str) -> Binary:
     """Bare machine code as a one-segment image; it may also write to its own pages."""
@@ -189,9 +196,30 @@ def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backen
     return Assembly(config, catalog, binary, backend, binding, hooks, isa, layout)
 
 
-def planning_limits() -> ProbeResult:
-    """What ``rift check`` assumes where no backend works here."""
-    return ProbeResult(False, "assumed", limits=Limits(max_slots=509, gpa_bits=36))
+def check(config: MachineConfig, catalog: Catalog) -> Assembly:
+    """Assemble as far as that needs no hypervisor; where no backend works, with limits that all backends keep.
+
+    :raises RiftError: whatever would keep the machine from being made.
+    """
+    binary = load_binary(config, catalog)
+    if config.isa.name not in ("auto", binary.isa):
+        raise ConfigError(f"isa.name is {config.isa.name!r}, but {binary.path} is {binary.isa} code")
+    try:
+        backend = choose_backend(config, catalog, binary.isa)
+    except PluginUnavailableError as error:
+        bound = [e for e in catalog.of_kind("backend") if catalog.has("binding", f"{e.info.name}/{binary.isa}")]
+        named = [e for e in bound if e.info.name == config.backend.name]
+        if not bound:
+            raise
+        entry = (named or bound)[0]
+        section = config.backend if named else entry.info.config()
+        backend = ChosenBackend(entry, section, _ASSUMED, str(error))
+    assembly = plan_machine(config, catalog, binary, backend)
+    assembly.entries()
+    return assembly
+
+
+_ASSUMED = ProbeResult(False, "assumed", limits=Limits(max_slots=509, gpa_bits=36))
 
 
 def entry_address(binary: Binary, entry: str | int | None, thread: str) -> Gva:

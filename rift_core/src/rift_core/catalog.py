@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from rift_core.errors import PluginConflictError, PluginLoadError, PluginNotFoundError
-from rift_core.plugin import ENTRY_POINTS, PluginInfo
+from rift_core.errors import PluginConflictError, PluginError, PluginLoadError, PluginNotFoundError
+from rift_core.plugin import ENTRY_POINTS, PluginInfo, PluginKind, Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from importlib.metadata import EntryPoint
     from types import ModuleType
+
+_FORBIDDEN = frozenset(" \t\r\n.,'\"[]{}")
+"""Characters that no plugin's name has: names stand in dotted keys, lists and messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One plugin of one kind; or, with ``error`` set, an entry point that could not be loaded."""
+    """One plugin of one kind, the module that implements its hooks, and the distribution it came with."""
 
     info: PluginInfo
     module: Any
     distribution: str
     version: str
+
+    @property
+    def origin(self) -> str:
+        """``riftvm-kvm 0.1.0``."""
+        return f"{self.distribution} {self.version}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +51,19 @@ class BrokenPlugin:
 
 
 class Catalog:
-    """The plugins that a configuration can choose from."""
+    """The plugins that a configuration can choose from. Immutable; two catalogs are never equal."""
 
-    def __init__(self, entries: Iterable[CatalogEntry], broken: Iterable[BrokenPlugin] = ()) -> None:
+    def __init__(
+        self,
+        entries: Iterable[CatalogEntry],
+        broken: Iterable[BrokenPlugin] = (),
+        disabled: Iterable[str] = (),
+    ) -> None:
         self._entries: dict[tuple[str, str], list[CatalogEntry]] = {}
         for entry in entries:
             self._entries.setdefault((entry.info.kind, entry.info.name), []).append(entry)
         self.broken = tuple(broken)
+        self.disabled = tuple(disabled)
 
     @staticmethod
     @cache
@@ -59,11 +73,14 @@ class Catalog:
 
     @staticmethod
     def of(modules: Iterable[ModuleType | object]) -> Catalog:
-        """A catalog of just these modules."""
+        """A catalog of just these modules, or objects with the same hooks.
+
+        :raises PluginError: one of them does not declare itself properly.
+        """
         entries = []
         for module in modules:
             name = getattr(module, "__name__", type(module).__name__)
-            entries += [CatalogEntry(info, module, name, "") for info in _infos(module)]
+            entries += [CatalogEntry(info, module, name, "") for info in declared(module)]
         return Catalog(entries)
 
     def __iter__(self) -> Iterator[CatalogEntry]:
@@ -92,39 +109,81 @@ class Catalog:
             known = sorted(n for k, n in self._entries if k == kind)
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            failed = "".join(f"; {b.name} of {b.distribution} failed to load: {b.error}" for b in self.broken)
+            failed = "".join(f"; {b.error}" for b in self.broken)
+            left_out = f"; RIFT_DISABLE_PLUGINS leaves out {', '.join(self.disabled)}" if self.disabled else ""
+            words = kind.replace("_", " ")
             raise PluginNotFoundError(
-                f"no {kind} named {name!r} (installed: {', '.join(known) or 'none'}){hint}{failed}"
+                f"no {words} named {name!r} (installed: {', '.join(known) or 'none'}){hint}{failed}{left_out}"
             )
         if len(entries) > 1:
-            who = " and ".join(f"{e.distribution} {e.version}".strip() for e in entries)
-            raise PluginConflictError(f"{kind} {name!r} is provided by {who}; uninstall one of them")
+            who = " and ".join(e.origin for e in entries)
+            raise PluginConflictError(f"{kind.replace('_', ' ')} {name!r} is provided by {who}; uninstall one of them")
         return entries[0]
 
 
-def _infos(module: Any) -> Sequence[PluginInfo]:
-    declared = module.rift_plugin()
-    return declared if isinstance(declared, Sequence) else (declared,)
+def declared(module: Any) -> tuple[PluginInfo, ...]:
+    """What a plugin's module declares.
+
+    :raises PluginError: it declares nothing, or something that core cannot use.
+    """
+    declare = getattr(module, "rift_plugin", None)
+    if declare is None:
+        raise PluginError("it has no rift_plugin()")
+    answer = declare()
+    infos = (answer,) if isinstance(answer, PluginInfo) else tuple(answer)
+    for info in infos:
+        _check(info)
+    return infos
+
+
+def _check(info: object) -> None:
+    if not isinstance(info, PluginInfo):
+        raise PluginError(f"rift_plugin() returned {type(info).__name__}, not PluginInfo")
+    if info.kind not in get_args(PluginKind):
+        raise PluginError(f"{info.kind!r} is no kind of plugin (there are: {', '.join(get_args(PluginKind))})")
+    if not info.name or _FORBIDDEN & set(info.name) or info.name == "auto" or not info.name.isprintable():
+        raise PluginError(f"{info.kind} name {info.name!r} is not possible: no spaces, dots or quotes, and not auto")
+    if (info.kind == "binding") != ("/" in info.name):
+        raise PluginError(f"{info.kind} name {info.name!r}: a binding, and nothing else, is called backend/isa")
+    if not (isinstance(info.config, type) and issubclass(info.config, Section)):
+        raise PluginError(f"the settings of {info.kind} {info.name} are not a subclass of rift_core.Section")
+    if "name" in info.config.model_fields:
+        raise PluginError(f"the settings of {info.kind} {info.name} have a key 'name': core adds that itself")
 
 
 def _discover() -> Catalog:
     if os.environ.get("RIFT_NO_PLUGINS") == "1":
         return Catalog(())
-    disabled = {name.strip() for name in os.environ.get("RIFT_DISABLE_PLUGINS", "").split(",")}
+    unwanted = {name.strip() for name in os.environ.get("RIFT_DISABLE_PLUGINS", "").split(",")}
     entries: list[CatalogEntry] = []
     broken: list[BrokenPlugin] = []
+    disabled: list[str] = []
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
-        if point.name in disabled:
+        if point.name in unwanted:
+            disabled.append(point.name)
             continue
-        distribution = point.dist.name if point.dist is not None else "?"
-        version = point.dist.version if point.dist is not None else ""
+        distribution, version = _origin(point)
         try:
             module = point.load()
-            entries += [CatalogEntry(info, module, distribution, version) for info in _infos(module)]
-        except Exception as cause:  # whatever a stranger's module raises: it must not take the others along
+            entries += [CatalogEntry(info, module, distribution, version) for info in declared(module)]
+        # Whatever a stranger's module raises, even SystemExit: it must not take the others along.
+        except (Exception, SystemExit) as cause:
             if os.environ.get("RIFT_RAISE_PLUGIN_ERRORS") == "1":
                 raise
-            error = PluginLoadError(f"{point.value}: {type(cause).__name__}: {cause}")
+            reason = str(cause) if isinstance(cause, PluginError) else f"{type(cause).__name__}: {cause}"
+            error = PluginLoadError(
+                f"plugin {point.name} of {distribution} {version} cannot be loaded from {point.value}: {reason}"
+            )
             error.__cause__ = cause
             broken.append(BrokenPlugin(point.name, distribution, version, error))
-    return Catalog(entries, broken)
+    return Catalog(entries, broken, disabled)
+
+
+def _origin(point: EntryPoint) -> tuple[str, str]:
+    """Name and version of the distribution; question marks where its metadata are damaged."""
+    try:
+        if point.dist is not None:
+            return point.dist.name or "?", point.dist.version or "?"
+    except Exception:  # metadata are a stranger's files
+        pass
+    return "?", "?"

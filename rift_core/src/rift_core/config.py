@@ -351,9 +351,7 @@ def real_place(location: Sequence[int | str], data: Any) -> tuple[int | str, ...
     place: list[int | str] = []
     at = data
     for position, part in enumerate(location):
-        if isinstance(at, Mapping) and part in at:
-            at = at[part]
-        elif isinstance(at, list | tuple) and isinstance(part, int) and part < len(at):
+        if (isinstance(at, Mapping) and part in at) or (isinstance(at, list | tuple) and isinstance(part, int) and part < len(at)):
             at = at[part]
         elif position == len(location) - 1 and isinstance(at, Mapping):
             place.append(part)  # a missing key

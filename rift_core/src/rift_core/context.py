@@ -102,9 +102,7 @@ class Context:
 
     # -- the owner's side ------------------------------------------------------------------------
 
-    def enter(
-        self, seconds: float | None, expiry: Callable[[], BaseException] | None, heartbeat: bool = False
-    ) -> None:
+    def enter(self, seconds: float | None, expiry: Callable[[], BaseException] | None, heartbeat: bool = False) -> None:
         """Begin a run that may take ``seconds``; when they are over it ends with ``expiry()``.
 
         ``heartbeat``: it runs on the process's main thread, which must look after Python's signals.

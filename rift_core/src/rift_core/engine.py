@@ -364,7 +364,6 @@ class Engine:
         with self.changed:
             self.changed.notify_all()
 
-
     def _let_go(self) -> None:
         """Cut the references that lead back here, so that memory goes now and not with a garbage collection."""
         for context in self.contexts:

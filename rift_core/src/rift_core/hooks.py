@@ -14,7 +14,7 @@ import pluggy
 
 from rift_core import hookspecs
 from rift_core.errors import PluginError
-from rift_core.exits import Stop
+from rift_core.exits import ExitHandler, Stop
 from rift_core.plugin import PROJECT, hookimpl
 
 if TYPE_CHECKING:
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from rift_core.backend import Binding, CpuFeatures, VCpu, Vm, VmSpec
     from rift_core.binary import Binary
     from rift_core.dispatch import Dispatcher
-    from rift_core.exits import ExitHandler
     from rift_core.guest_memory import GuestMemory
     from rift_core.isa import Isa
     from rift_core.memory import AddressSpace, Mapping, MemoryRegion
     from rift_core.plugin import Section
     from rift_core.thread import Thread
+
+
+def name_of(module: object) -> str:
+    """A plugin's name in messages: that of its module, or of the class where it is another object."""
+    return str(getattr(module, "__name__", type(module).__name__))
 
 
 class _Defaults:
@@ -48,12 +52,15 @@ class Hooks:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._manager.register(_Defaults(), "rift-core")
-        for module in modules:
-            self._manager.register(module)
+        self.modules = tuple(modules)
         try:
+            for module in self.modules:
+                self._manager.register(module)
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise PluginError(f"a plugin implements a hook that does not exist: {error}") from error
+            raise PluginError(
+                f"plugin {name_of(error.plugin)} implements a hook that does not exist, or with other parameters: {error}"
+            ) from error
         if os.environ.get("RIFT_TRACE_HOOKS") == "1":
             self._manager.add_hookcall_monitoring(_trace_before, _trace_after)
         hook = self._manager.hook
@@ -80,7 +87,7 @@ class Hooks:
         """
         binding: Binding | None = self._manager.hook.rift_binding(backend=backend, isa=isa)
         if binding is None:
-            raise PluginError(f"the plugin of binding {backend}/{isa} returned no binding")
+            raise PluginError(f"no binding {backend}/{isa} came from rift_binding of {self._asked()}")
         return binding
 
     def isa(self, config: Section, features: CpuFeatures) -> Isa:
@@ -90,7 +97,7 @@ class Hooks:
         """
         isa: Isa | None = self._manager.hook.rift_isa(config=config, features=features)
         if isa is None:
-            raise PluginError("the chosen ISA plugin returned no ISA")
+            raise PluginError(f"no ISA came from rift_isa of {self._asked()} for settings {type(config).__name__}")
         return isa
 
     def create_vm(self, config: Section, spec: VmSpec) -> Vm:
@@ -100,7 +107,7 @@ class Hooks:
         """
         vm: Vm | None = self._manager.hook.rift_create_vm(config=config, spec=spec)
         if vm is None:
-            raise PluginError(f"backend {spec.binding.backend!r} returned no VM")
+            raise PluginError(f"backend {spec.binding.backend!r}: no VM came from rift_create_vm of {self._asked()}")
         return vm
 
     def configure_mmu(
@@ -114,18 +121,24 @@ class Hooks:
             isa=isa, mappings=mappings, tables=tables, memory=memory
         )
         if space is None:
-            raise PluginError(f"ISA {isa.name!r} made no page tables")
+            raise PluginError(f"ISA {isa.name!r}: no page tables came from rift_configure_mmu of {self._asked()}")
         return space
 
     def exit_handlers(self, module: ModuleType, config: Section, machine: Any) -> list[ExitHandler]:
         """``rift_exit_handlers`` of one plugin.
 
-        :raises PluginError: the plugin does not implement it.
+        :raises PluginError: the plugin does not implement it, or returns something else.
         """
         found = self._only(module).rift_exit_handlers(config=config, machine=machine)
         if not found:
-            raise PluginError(f"plugin {module.__name__} declares an exit handler but has no rift_exit_handlers")
-        return [handler for handlers in found for handler in handlers]
+            raise PluginError(f"plugin {name_of(module)} declares an exit handler but gives none in rift_exit_handlers")
+        made = [handler for handlers in found for handler in handlers]
+        for handler in made:
+            if not isinstance(handler, ExitHandler):
+                raise PluginError(
+                    f"plugin {name_of(module)}: rift_exit_handlers gave {type(handler).__name__}, not ExitHandler"
+                )
+        return made
 
     def machine_opened(self, module: ModuleType, machine: Any, config: Section) -> None:
         """``rift_machine_opened`` of one plugin."""
@@ -150,6 +163,10 @@ class Hooks:
         """``rift_machine_closing``."""
         if not self._silent["rift_machine_closing"]:
             self._manager.hook.rift_machine_closing(machine=machine)
+
+    def _asked(self) -> str:
+        """The plugins that were asked, for messages."""
+        return ", ".join(name_of(module) for module in self.modules) or "nobody"
 
     def _only(self, module: ModuleType) -> pluggy.HookRelay:
         """The hooks of this plugin alone."""

@@ -157,7 +157,7 @@ class Isa(Protocol):
     general_registers: tuple[str, ...]  # shown in reports, in this order
     page_sizes: tuple[int, ...]  # of the first stage, ascending
     virtual_ranges: tuple[range, ...]  # canonical halves
-    capstone: tuple[str, str]  # names of capstone's constants: ("CS_ARCH_X86", "CS_MODE_64")
+    capstone: tuple[str, str]  # capstone's constants: ("CS_ARCH_X86", "CS_MODE_64"); ("", ""): unknown to it
     default_vectors: tuple[str, ...]  # symbols to look for, in this order, when vectors = "auto"
 
     def tables_size(self, mappings: Sequence[object]) -> int:

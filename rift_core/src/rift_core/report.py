@@ -80,13 +80,18 @@ def format_registers(registers: Mapping[str, int], order: tuple[str, ...], inden
     return [indent + " ".join(cells[at : at + 4]) for at in range(0, len(cells), 4)]
 
 
+def printable(text: str) -> str:
+    """Names from a file, which may hold anything: control characters are escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def describe_address(symbols: SymbolTable, address: int) -> str:
     """``0x401136 <main+0x10>``, or the bare address."""
     symbol = symbols.nearest(address)
     if symbol is None:
         return f"{address:#x}"
     offset = address - symbol.address
-    return f"{address:#x} <{symbol.name}{f'+{offset:#x}' if offset else ''}>"
+    return f"{address:#x} <{printable(symbol.name)}{f'+{offset:#x}' if offset else ''}>"
 
 
 def describe_walk(walk: Walk) -> str:
@@ -157,6 +162,8 @@ def disassemble(
 ) -> list[str]:
     """Decode ``code``, which starts at ``start``, so that an instruction begins at ``pc``."""
     offset = pc - start
+    if not isa.capstone[0]:
+        return [f"=> {pc:#x}: {code[offset : offset + 16].hex(' ')}"]
     try:
         import capstone
     except ImportError:

@@ -209,9 +209,7 @@ class Thread:
         try:
             try:
                 vcpu = context.acquire_vcpu()
-                state = EntryState(
-                    self.entry, context.stack_top, engine.root, self.privilege, arguments, self._vectors
-                )
+                state = EntryState(self.entry, context.stack_top, engine.root, self.privilege, arguments, self._vectors)
                 vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
                 if self._overrides:
                     vcpu.write_registers(self._overrides)

@@ -47,10 +47,13 @@ __all__ = ["BackendConformance", "requires"]
 
 CYCLES = 1000
 
-_SWALLOWED = frozenset({"unmap_memory", "park"})
+_SWALLOWED = frozenset({"unmap_memory"})
 """Calls of tear-down: a machine that is being closed may go on past their failure."""
 
-_UNUSED = frozenset({"inject_exception", "install", "restore", "save", "set_debug", "unmap_memory"})
+_FROM_FINALIZERS = frozenset({"park"})
+"""Called when a thread ends, where nobody is left to take an error."""
+
+_UNUSED = frozenset({"inject_exception", "install", "read_registers", "restore", "save", "set_debug", "unmap_memory"})
 """Calls that a machine without handlers and debuggers has no need of."""
 
 
@@ -122,7 +125,7 @@ class BackendConformance(
         with no_leaks():
             cycle(CYCLES)
 
-    @pytest.mark.parametrize("call", sorted(CALLS))
+    @pytest.mark.parametrize("call", sorted(CALLS - _FROM_FINALIZERS))
     def test_failing_call_leaves_nothing(self, backend: object, isa: str, guests: Guests, call: str) -> None:
         """Whatever call of the backend fails, the machine reports it and lets go of everything."""
         from rift_core.assembly import RAW_CODE_ADDRESS
@@ -135,20 +138,21 @@ class BackendConformance(
                 assert machine.call(RAW_CODE_ADDRESS, 2, 3) == 5
                 machine.map(UNMAPPED, 0x1000)
                 machine.unmap(UNMAPPED, 0x1000)
-                Worker(lambda: machine.call(RAW_CODE_ADDRESS, 4, 5)).join()
+                for _ in range(2):  # the second thread adopts what the first one parked
+                    Worker(lambda: machine.call(RAW_CODE_ADDRESS, 4, 5)).join()
                 machine.thread("main").start(1, 2).join(timeout=SECONDS)
 
         use()
         fired = 0
         with no_leaks():
             for after in range(12):
+                reported = ""
                 with FaultInjecting(backend, call, after) as fault:
                     try:
                         use()
                     except HypervisorError as error:
-                        assert error.operation == call
-                    else:
-                        assert not fault.fired or call in _SWALLOWED
+                        reported = error.operation
+                assert reported == (call if fault.fired else "") or call in _SWALLOWED
                 if not fault.fired:
                     break
                 fired += 1

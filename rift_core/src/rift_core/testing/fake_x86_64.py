@@ -51,7 +51,7 @@ class X86_64:  # noqa: N801 - the architecture's name
             ExitKind.FAIL_ENTRY,
         }
     )
-    capabilities: frozenset[str] = frozenset()
+    capabilities = frozenset({"syscall", "user_msr_exit"})
 
     def reset(self, index: int) -> dict[str, int]:
         """As after power-on (Intel SDM volume 3A, table 9-1), as far as long mode does not replace it."""

@@ -36,7 +36,9 @@ _KICK_STEPS = 64
 
 _SAVED_STATE = b"rift-fake-1 "
 
-_CAPABILITIES = frozenset({"parallel_vcpus", "readonly_memory", "debug_single_step", "debug_hw_breakpoint"})
+_CAPABILITIES = frozenset(
+    {"parallel_vcpus", "multiple_vms", "readonly_memory", "debug_single_step", "debug_hw_breakpoint", "save_restore"}
+)
 """What the backend adds whatever the ISA; a binding with ``inject`` adds ``inject_exception``."""
 
 _BASE_KINDS = frozenset({ExitKind.MMIO, ExitKind.DEBUG, ExitKind.INTERRUPTED})

@@ -108,7 +108,7 @@ class PagingModel:
 
     def edges(self, page: int, sizes: Iterable[int]) -> list[int]:
         """Addresses worth a look: around each piece's ends, and around the large-page boundaries next to them."""
-        found = set()
+        found: set[int] = set()
         for piece in self.pieces:
             for edge in (piece.start, piece.end):
                 found.update((edge - page, edge))

@@ -53,6 +53,13 @@ static uint64_t leaf_entry(const struct rift_x86_64_mapping *mapping, int level,
     return (mapping->physical + (linear - first_of(mapping))) | flags;
 }
 
+/* A whole new table. Its own loop, of constant length, because compilers make vector stores of it: filling
+ * large ranges with small pages is bound by this. */
+static void fill_whole(uint64_t *table, uint64_t entry) {
+    for (size_t index = 0; index < TABLE_ENTRIES; ++index)
+        table[index] = entry + index * PAGE_SIZE;
+}
+
 /* Level 0. `table` is NULL for one that does not exist yet; a fresh one is not visible to the guest. */
 static int fill_pages(struct build *build, uint64_t *table, int fresh, uint64_t base, size_t first, size_t last) {
     for (size_t at = first; table && at <= last; ++at) {
@@ -65,6 +72,8 @@ static int fill_pages(struct build *build, uint64_t *table, int fresh, uint64_t 
             for (size_t index = low; index <= high; ++index)
                 if (entry_load(&table[index]) & ENTRY_PRESENT)
                     return fails(build, base + index * PAGE_SIZE, EEXIST);
+        } else if (fresh && high - low == TABLE_ENTRIES - 1) {
+            fill_whole(table, entry);
         } else if (fresh) {
             for (size_t index = low; index <= high; ++index, entry += PAGE_SIZE)
                 table[index] = entry;

@@ -1,0 +1,35 @@
+/* Helpers of the tests: a failing ioctl, native exit handlers, and a binding that makes exits by itself. */
+#ifndef RIFT_KVM_TEST_SUPPORT_H
+#define RIFT_KVM_TEST_SUPPORT_H
+
+#include "kvm_binding.h"
+
+/* The ioctl that fails: the `at`-th from now on (0: none), with this errno. */
+struct fault_plan {
+    int at, code, calls;
+};
+struct fault_plan *fault_plan(void);
+uintptr_t faulty_ioctl(void);
+
+/* A native handler that counts, and answers with what stands here. */
+struct handler {
+    uint64_t calls, address, value, is_write, answer, gpa, memory_seen;
+    int verdict, wait;
+    uint64_t deadline;
+    uint32_t word;
+    int register_seen;
+    uint64_t register_value;
+};
+uintptr_t handler_function(void);
+
+/* Exits to port 0x10; every `period`-th one to port 0x20 instead. */
+struct fake {
+    uint64_t entries, period, last_reply;
+};
+struct fake *fake(void);
+uintptr_t fake_binding(void);
+
+/* A handler that does nothing but RESUME. */
+uintptr_t quick_handler(void);
+
+#endif

@@ -1,0 +1,1 @@
+"""The commands of ``rift``, a module each, imported when the command is called."""

@@ -1,0 +1,71 @@
+"""``rift plugins``: a row for everything that is installed, broken or not."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rift_core.catalog import Catalog, CatalogEntry
+
+
+def rows(catalog: Catalog) -> list[dict[str, str]]:
+    """Kind, name, version, distribution, summary, status of each plugin."""
+    doubled = {id(entry) for entries in catalog.conflicts() for entry in entries}
+    found = []
+    for entry in sorted(catalog, key=lambda e: (e.info.kind, e.info.name)):
+        status = "conflict: another distribution provides the same" if id(entry) in doubled else _status(entry)
+        found.append(
+            {
+                "kind": entry.info.kind,
+                "name": entry.info.name,
+                "version": entry.version,
+                "distribution": entry.distribution,
+                "summary": entry.info.summary,
+                "status": status,
+            }
+        )
+    found += [
+        {
+            "kind": "?",
+            "name": broken.name,
+            "version": broken.version,
+            "distribution": broken.distribution,
+            "summary": "",
+            "status": f"failed to load: {broken.error}",
+        }
+        for broken in catalog.broken
+    ]
+    return found
+
+
+def _status(entry: CatalogEntry) -> str:
+    if entry.info.probe is None:
+        return "installed"
+    probe = entry.info.probe(entry.info.config())
+    return "available" if probe.available else f"unavailable: {probe.reason}"
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> int:
+    """List installed plugins, and whether they work."""
+    from rift_core.catalog import Catalog
+
+    found = rows(Catalog.installed())
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("kind", "name", "version", "from", "status"):
+        table.add_column(column, no_wrap=column != "status")
+    for row in found:
+        table.add_row(*(escape(row[key]) for key in ("kind", "name", "version", "distribution", "status")))
+    Console(highlight=False).print(table)
+    return 0

@@ -1,0 +1,48 @@
+"""``rift run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rift_core.commands.source import configuration, machine_options, overrides_of
+
+
+def _argument(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: arguments of the entry function are integers (12, 0x1000)") from None
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@machine_options
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End the guest after.")
+@click.option("-v", "--verbose", is_flag=True, help="Say which backend runs the guest, and why.")
+@click.argument("arguments", nargs=-1)
+def command(
+    file: Path,
+    backend: str | None,
+    isa: str | None,
+    privilege: str | None,
+    settings: tuple[str, ...],
+    timeout: float | None,
+    verbose: bool,
+    arguments: tuple[str, ...],
+) -> int:
+    """Run a payload and return the guest's status.
+
+    FILE is a configuration (TOML), a C source, which is built first, or an executable; its content decides.
+    ARGUMENTS, after --, go to the entry function of the first thread.
+    """
+    numbers = [_argument(text) for text in arguments]
+    with configuration(file, overrides_of(backend, isa, privilege, settings), isa) as config:
+        from rift_core.machine import open_machine
+
+        with open_machine(config) as machine:
+            if verbose:
+                click.echo(f"rift: backend {machine.backend_reason}", err=True)
+            stop = machine.run(*numbers, timeout=timeout)
+    return stop.status & 0xFF

@@ -1,0 +1,16 @@
+"""``rift schema``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+def command() -> int:
+    """Print the JSON schema of rift.toml, for editors: its first line may then say #:schema ./rift.schema.json"""
+    from rift_core.config import configuration_schema
+
+    click.echo(json.dumps(configuration_schema(), indent=2))
+    return 0
