@@ -43,7 +43,8 @@ class Native:
 def test_resume_answers_without_waking_python(bench: KvmBench, support: Any) -> None:
     native = Native(support, RESUME, answer=0x5A)
     bench.vm.install(native.handler)
-    code = bytes.fromhex("b903000000 e440 00c4 ffc9 75f8")  # mov ecx,3; again: in al,0x40; add ah,al; dec ecx; jnz again
+    # mov ecx,3; again: in al,0x40; add ah,al; dec ecx; jnz again
+    code = bytes.fromhex("b903000000 e440 00c4 ffc9 75f8")
     before = bench.vcpu.exit_count
     assert bench.run(code, rax=0).kind is ExitKind.HALT
     assert native.state.calls == 3

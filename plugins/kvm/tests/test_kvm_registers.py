@@ -12,7 +12,7 @@ from rift_kvm import guest as g
 if TYPE_CHECKING:
     from kvm_bench import KvmBench
 
-_GENERAL = "rax rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15".split()
+_GENERAL = ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", *(f"r{number}" for number in range(8, 16))]
 _WIDTHS = {"xmm": 128, "ymm": 256, "st": 80}
 
 
@@ -56,7 +56,8 @@ def values(bench: KvmBench) -> dict[str, int]:
 def test_every_register_keeps_what_was_written(bench: KvmBench) -> None:
     known = set(bench.vm.registers.ids)
     wanted = values(bench)
-    read_only = {"fop", "fip", "fdp", "fioff", "fiseg", "fooff", "foseg"}  # CPUs drop them unless an exception is pending
+    # CPUs drop these unless an exception is pending:
+    read_only = {"fop", "fip", "fdp", "fioff", "fiseg", "fooff", "foseg"}
     assert known - set(wanted) == read_only | {"apic_base", "tsc", "tsc_aux"}
     vcpu = bench.start(b"")
     vcpu.write_registers(wanted)

@@ -67,7 +67,18 @@ _PLACES = {
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names.split()}
 
-__all__ = [*_MODULE_OF, "get_include"]  # type: ignore[misc]
+# Written out, because type checkers read it: a name that is not here is not exported for them.
+__all__ = [
+    "Binding", "Check", "CpuFeatures", "Limits", "ProbeResult", "VCpu", "Vm", "VmSpec", "Binary", "Segment",
+    "Symbol", "SymbolTable", "MachineConfig", "load_config", "AddressError", "BinaryError", "ConfigError",
+    "ForkedMachineError", "GuestCrashError", "GuestError", "GuestExitError", "GuestFaultError",
+    "HypervisorError", "LimitError", "MappingError", "PluginConflictError", "PluginError", "PluginLoadError",
+    "PluginNotFoundError", "PluginUnavailableError", "ReentrancyError", "RiftError", "StateError",
+    "SymbolNotFoundError", "UnhandledExitError", "UnsupportedError", "Exit", "ExitHandler", "ExitKind",
+    "ExitResult", "Fault", "NativeHandler", "Resume", "Stop", "aligned_buffer", "Machine", "open_machine",
+    "AddressSpace", "Caching", "Gpa", "Gva", "Mapping", "MemoryRegion", "Permission", "Walk", "PluginInfo",
+    "Section", "hookimpl", "Share", "Thread", "get_include",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

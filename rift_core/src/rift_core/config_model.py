@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
+from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import Field, create_model
 
 from rift_core import doorbell
 from rift_core.plugin import Section
-from rift_core.sizes import Size
+from rift_core.sizes import Size  # noqa: TC001 - pydantic reads the annotations
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -30,18 +31,18 @@ ARRAYS = {"exit_handlers": "exit_handler", "extensions": "extension"}
 class BinarySection(Section):
     """``[binary]``: what to load."""
 
-    path: Path | None = Field(None, description="The payload; relative to the configuration file.")
+    path: Path | None = Field(default=None, description="The payload; relative to the configuration file.")
 
 
 class MemorySection(Section):
     """``[memory]``: guest-physical memory. Sizes are bytes, or strings such as "64MiB"."""
 
-    size: Size | None = Field(None, description="Bytes of RAM; what the image needs, and 16 MiB, if absent.")
+    size: Size | None = Field(default=None, description="Bytes of RAM; what the image needs, and 16 MiB, if absent.")
     tables: Size | None = Field(
-        None, description="Bytes of page tables beyond what the layout needs; 512 KiB if absent."
+        default=None, description="Bytes of page tables beyond what the layout needs; 512 KiB if absent."
     )
     doorbell: Integer = Field(
-        doorbell.DEFAULT_ADDRESS,
+        default=doorbell.DEFAULT_ADDRESS,
         ge=0,
         lt=1 << 47,
         description="Guest-physical and guest-virtual address of the doorbell page.",
@@ -51,21 +52,24 @@ class MemorySection(Section):
 class ThreadSection(Section):
     """``[[threads]]``: a guest thread."""
 
-    name: str = Field("main", min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Unique in the machine.")
+    name: str = Field(default="main", min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Unique in the machine.")
     entry: str | Annotated[int, Field(strict=True, ge=0, lt=1 << 64)] | None = Field(
-        None, description="Symbol or address to start at; the symbol main, else the file's entry point, if absent."
+        default=None,
+        description="Symbol or address to start at; the symbol main, else the file's entry point, if absent.",
     )
     vectors: str = Field(
-        "auto",
+        default="auto",
         description='Exception vectors: "auto" (the image\'s own where it has them), "built-in", or a symbol.',
         min_length=1,
     )
     stack: Annotated[Size, Field(gt=0)] = Field(
-        0x1_0000, description="Bytes of stack; a guard page stands on either side."
+        default=0x1_0000, description="Bytes of stack; a guard page stands on either side."
     )
-    privilege: Literal["supervisor", "user"] = Field("supervisor", description="The mode that the thread starts in.")
+    privilege: Literal["supervisor", "user"] = Field(
+        default="supervisor", description="The mode that the thread starts in."
+    )
     arguments: tuple[Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 64)], ...] = Field(
-        (), description="Arguments of the entry function, unless start() is given some."
+        default=(), description="Arguments of the entry function, unless start() is given some."
     )
 
 
@@ -73,29 +77,29 @@ class LimitsSection(Section):
     """``[limits]``: what ends a guest with a LimitError."""
 
     wall_time: float | None = Field(
-        None,
+        default=None,
         gt=0,
         allow_inf_nan=False,
         strict=True,
         description="Seconds that a guest thread, or a call, may run.",
     )
-    exits_per_second: Integer | None = Field(None, gt=0, description="Exits a second, averaged over a quarter of one.")
-    console_bytes: Integer | None = Field(None, ge=0, description="Bytes that the guest may write to its console.")
+    exits_per_second: Integer | None = Field(
+        default=None, gt=0, description="Exits a second, averaged over a quarter of one."
+    )
+    console_bytes: Integer | None = Field(
+        default=None, ge=0, description="Bytes that the guest may write to its console."
+    )
 
 
 def _member(kind: str, name: str, base: type[Section], summary: str, default: Any) -> type[BaseModel]:
     """A plugin's model with the key ``name`` added."""
     choice: Any = Literal[name]
-    model = create_model(
+    model: type[BaseModel] = create_model(
         f"{kind.title()}_{name}",
         __base__=base,
         __doc__=summary,
         name=(choice, Field(default, description=f"Chooses this {kind.replace('_', ' ')}.")),
     )
-    if not (base.model_config.get("frozen") and base.model_config.get("extra") == "forbid"):
-        # A plugin may have loosened its model; a key that nobody knows is an error in every table all the same.
-        model.model_config = ConfigDict(**{**base.model_config, "frozen": True, "extra": "forbid"})
-        model.model_rebuild(force=True)
     return model
 
 
@@ -121,6 +125,11 @@ def _union(found: dict[str, type[BaseModel]]) -> Any:
     return Annotated[Union[choices], Field(discriminator="name")]  # noqa: UP007 - made from a tuple
 
 
+def _array(item: Any) -> Any:
+    """``tuple[item, ...]`` of a type that is made at run time."""
+    return GenericAlias(tuple, (item, ...))
+
+
 class Shape:
     """The model of the whole file for the plugins of one catalog, and the models it is made of."""
 
@@ -134,15 +143,18 @@ class Shape:
         }
         union = {table: _union(found) for table, found in self.members.items()}
         fields: dict[str, Any] = {
-            "binary": (BinarySection, Field(default_factory=BinarySection)),
+            "binary": (BinarySection, Field(default=BinarySection())),
             "loader": (union["loader"], Field(description="Who reads the binary.")),
             "backend": (union["backend"], Field(description="Who runs the guest.")),
             "isa": (union["isa"], Field(description="The guest's instruction set.")),
-            "memory": (MemorySection, Field(default_factory=MemorySection)),
-            "threads": (tuple[ThreadSection, ...], Field((ThreadSection(),), description="The guest's threads.")),
-            "exit_handlers": (tuple[union["exit_handlers"], ...], Field(description="Who answers exits.")),
-            "extensions": (tuple[union["extensions"], ...], Field((), description="Who takes part in the machine.")),
-            "limits": (LimitsSection, Field(default_factory=LimitsSection)),
+            "memory": (MemorySection, Field(default=MemorySection())),
+            "threads": (_array(ThreadSection), Field(default=(ThreadSection(),), description="The guest's threads.")),
+            "exit_handlers": (_array(union["exit_handlers"]), Field(description="Who answers exits.")),
+            "extensions": (
+                _array(union["extensions"]),
+                Field(default=(), description="Who takes part in the machine."),
+            ),
+            "limits": (LimitsSection, Field(default=LimitsSection())),
         }
         self.model: type[BaseModel] = create_model("Configuration", __base__=Section, **fields)
 
@@ -181,7 +193,7 @@ def configuration_schema(catalog: Catalog) -> dict[str, Any]:
         schema["properties"][table] = {
             "description": description,
             "default": "auto",
-            "anyOf": [{"enum": names}, found, {"type": "object", "maxProperties": 0}],
+            "anyOf": [{"enum": names}, found],
         }
     for table in ARRAYS:
         items = schema["properties"][table]["items"]

@@ -59,7 +59,7 @@ class Hooks:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise PluginError(
-                f"plugin {name_of(error.plugin)} implements a hook that does not exist, or with other parameters: {error}"
+                f"plugin {name_of(error.plugin)} implements a hook that does not exist, or otherwise: {error}"
             ) from error
         if os.environ.get("RIFT_TRACE_HOOKS") == "1":
             self._manager.add_hookcall_monitoring(_trace_before, _trace_after)

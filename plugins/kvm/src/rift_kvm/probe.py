@@ -80,9 +80,9 @@ def _probe(config: KvmConfig) -> ProbeResult:
         return result
     try:
         return _measured(config, result)
-    except HypervisorError as error:
-        checks = (*result.checks, Check("virtual machine", "fail", str(error)))
-        return _unavailable(f"KVM is there, but a virtual machine cannot be made: {error}", "", checks)
+    except HypervisorError as failure:
+        checks = (*result.checks, Check("virtual machine", "fail", str(failure)))
+        return _unavailable(f"KVM is there, but a virtual machine cannot be made: {failure}", "", checks)
 
 
 def _unavailable(reason: str, remedy: str, checks: tuple[Check, ...]) -> ProbeResult:
@@ -102,8 +102,9 @@ def _look(device: str) -> ProbeResult:
         return _failed(checks, "platform", f"this backend has no binding for {os.uname().machine} hosts yet", "")
     try:
         from rift_kvm.errors import check, lib, new_error
-    except ImportError as error:
-        return _failed(checks, "native module", f"rift_kvm._native cannot be loaded: {error}", "reinstall riftvm-kvm")
+    except ImportError as missing_module:
+        reason = f"rift_kvm._native cannot be loaded: {missing_module}"
+        return _failed(checks, "native module", reason, "reinstall riftvm-kvm")
     error = new_error()
     descriptor = lib.rift_kvm_device_open(device.encode(), error)
     if descriptor < 0:
@@ -190,7 +191,9 @@ def _measured(config: KvmConfig, result: ProbeResult) -> ProbeResult:
     if not config.system_register_exits:
         capabilities -= {"user_msr_exit"}
     kinds = _EXIT_KINDS | {kind for kind, names in _OPTIONAL_KINDS.items() if capabilities.intersection(names)}
-    found = Check("guest code", "pass", "runs in ring 0") if config.measure else Check("guest code", "warn", "not tried")
+    found = Check("guest code", "pass", "runs in ring 0")
+    if not config.measure:
+        found = Check("guest code", "warn", "not tried", "set measure = true in [backend]")
     status = "warn" if machine == "kvm-pvm" else "pass"
     remedy = "without VT-x or SVM, ring 0 is interpreted: keep it small, or use ring 3" if machine == "kvm-pvm" else ""
     return replace(

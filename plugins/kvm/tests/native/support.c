@@ -39,7 +39,8 @@ static int handle(void *context, const struct rift_host *host, struct rift_exit 
         if (status)
             return status;
     }
-    exit->value = handler->answer;
+    if (handler->verdict)
+        exit->value = handler->answer;
     return handler->verdict;
 }
 

@@ -5,8 +5,9 @@
         def plugin(self):
             return rift_my_isa          # the module, or object, with the hook implementations
 
-No hypervisor is needed: an ISA computes bytes and register values. Page tables are compared with
-:class:`PagingModel`, a few lines of Python that know nothing of entries and levels; hypothesis makes the cases.
+No hypervisor is needed: an ISA computes bytes and register values. Page tables are compared with the model
+of :mod:`rift_core.testing.paging_model`, a few lines of Python that know nothing of entries and levels;
+hypothesis makes the cases.
 
 An ISA that cannot express all memory types or permissions overrides ``expected_caching`` or
 ``expected_permissions``; one that needs more of its CPU than the defaults overrides the fixture ``features``.
@@ -18,7 +19,7 @@ import contextlib
 import mmap
 import random
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
@@ -30,23 +31,25 @@ from rift_core import doorbell, hookspecs
 from rift_core.backend import CpuFeatures
 from rift_core.errors import MappingError
 from rift_core.exits import Exit, ExitKind
-from rift_core.guest_memory import GuestMemory
 from rift_core.isa import Area, Argument, EntryState, ResultType, SystemState
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
 from rift_core.plugin import PROJECT, PluginInfo
+from rift_core.testing.paging_model import (
+    TABLE_MEMORY,
+    TABLES_AT,
+    PagingModel,
+    Piece,
+    Tables,
+    disjoint,
+    mapping_strategy,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Mapping as AnyMapping
 
     from rift_core.isa import AreaRequest, Isa, Privilege
     from rift_core.memory import AddressSpace, Walk
-
-TABLE_MEMORY = 16 << 20
-"""Bytes of table memory, enough for every case here."""
-
-TABLES_AT = 0x8000_0000
-_PHYSICAL_LIMIT = 1 << 36
 
 # Fixtures are made once a test and serve all its examples; a test may run in several subclasses.
 _RELAXED = (HealthCheck.function_scoped_fixture, HealthCheck.differing_executors, HealthCheck.too_slow)
@@ -55,68 +58,6 @@ _RELAXED = (HealthCheck.function_scoped_fixture, HealthCheck.differing_executors
 def cases(count: int) -> settings:
     """Hypothesis's settings for a test of the suite."""
     return settings(max_examples=count, deadline=None, suppress_health_check=_RELAXED)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A run of addresses that the model knows: [start, end) onto ``physical``."""
-
-    start: int
-    end: int
-    physical: int
-    permissions: Permission
-    caching: Caching
-
-    def cut(self, start: int, end: int) -> Piece:
-        return replace(self, start=start, end=end, physical=self.physical + (start - self.start))
-
-
-@dataclass
-class PagingModel:
-    """What page tables must say, kept as a list of pieces."""
-
-    pieces: list[Piece] = field(default_factory=list)
-
-    def find(self, address: int) -> Piece | None:
-        return next((piece for piece in self.pieces if piece.start <= address < piece.end), None)
-
-    def is_free(self, start: int, end: int) -> bool:
-        return not any(piece.start < end and start < piece.end for piece in self.pieces)
-
-    def is_mapped(self, start: int, end: int) -> bool:
-        covered = sum(min(p.end, end) - max(p.start, start) for p in self.pieces if p.start < end and start < p.end)
-        return covered == end - start
-
-    def map(self, mapping: Mapping) -> None:
-        self.pieces.append(Piece(mapping.virtual, mapping.end, mapping.physical, mapping.permissions, mapping.caching))
-
-    def change(self, start: int, end: int, permissions: Permission | None) -> None:
-        """New permissions for [start, end), or None to unmap it."""
-        result = []
-        for piece in self.pieces:
-            low, high = max(piece.start, start), min(piece.end, end)
-            if low >= high:
-                result.append(piece)
-                continue
-            if piece.start < low:
-                result.append(piece.cut(piece.start, low))
-            if permissions is not None:
-                result.append(replace(piece.cut(low, high), permissions=permissions))
-            if high < piece.end:
-                result.append(piece.cut(high, piece.end))
-        self.pieces = result
-
-    def edges(self, page: int, sizes: Iterable[int]) -> list[int]:
-        """Addresses worth a look: around each piece's ends, and around the large-page boundaries next to them."""
-        found: set[int] = set()
-        for piece in self.pieces:
-            for edge in (piece.start, piece.end):
-                found.update((edge - page, edge))
-                for size in sizes:
-                    for boundary in (edge - edge % size, edge - edge % size + size):
-                        found.update((boundary - page, boundary))
-            found.add(piece.start + (piece.end - piece.start) // 2 // page * page)
-        return sorted(address for address in found if 0 <= address < 1 << 64)
 
 
 @dataclass(frozen=True)
@@ -138,68 +79,6 @@ class FakeRegisters:
 
     def write_registers(self, values: AnyMapping[str, int]) -> None:
         self.values.update(values)
-
-
-class Tables:
-    """An address space in memory of its own, and that memory."""
-
-    def __init__(
-        self, configure: Callable[..., AddressSpace | None], isa: Isa, mappings: Sequence[Mapping], size: int
-    ) -> None:
-        self.bytes = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.memory = GuestMemory()
-        region = MemoryRegion(Gpa(TABLES_AT), memoryview(self.bytes), Permission.READ | Permission.WRITE, "tables")
-        self.memory.add(region)
-        space = configure(isa=isa, mappings=mappings, tables=region, memory=self.memory)
-        if space is None:
-            pytest.fail("rift_configure_mmu answered None for the plugin's own ISA")
-        self.space = space
-
-
-def permission_strategy() -> st.SearchStrategy[Permission]:
-    """All combinations; READ is implied."""
-    return st.integers(0, 7).map(lambda bits: Permission.READ | Permission(bits << 1))
-
-
-def mapping_strategy(isa: Isa) -> st.SearchStrategy[Mapping]:
-    """Legal mappings near the boundaries of all page sizes, in all halves, at most a little over one largest page."""
-    page = isa.page_sizes[0]
-    sizes = isa.page_sizes[1:] or (page,)
-
-    @st.composite
-    def make(draw: st.DrawFn) -> Mapping:
-        half = draw(st.sampled_from(isa.virtual_ranges))
-        boundary = draw(st.sampled_from(sizes))
-        near = draw(st.integers(-3, 3)) * page
-        anchor = half.start + 2 * sizes[-1] + draw(st.integers(0, 2)) * boundary
-        if draw(st.booleans()):
-            anchor = half.stop - 4 * sizes[-1] + draw(st.integers(0, 1)) * boundary
-        start = anchor + near
-        unit = draw(st.sampled_from((page, *sizes)))
-        size = max(page, draw(st.integers(1, 3 if unit < sizes[-1] else 1)) * unit + draw(st.integers(-2, 2)) * page)
-        physical = draw(st.integers(0, _PHYSICAL_LIMIT // page - 1)) * page
-        if draw(st.booleans()):  # congruent to the virtual address, so that large pages fit
-            physical = physical - physical % sizes[-1] + start % sizes[-1]
-        return Mapping(
-            Gva(start),
-            Gpa(physical),
-            size,
-            draw(permission_strategy()),
-            "case",
-            draw(st.sampled_from(list(Caching))),
-            draw(st.sampled_from((0, *isa.page_sizes))),
-        )
-
-    return make()
-
-
-def disjoint(mappings: Iterable[Mapping]) -> list[Mapping]:
-    """Those that overlap none before them."""
-    result: list[Mapping] = []
-    for mapping in mappings:
-        if all(mapping.end <= other.virtual or other.end <= mapping.virtual for other in result):
-            result.append(mapping)
-    return result
 
 
 class IsaConformance:

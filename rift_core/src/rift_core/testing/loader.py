@@ -89,6 +89,7 @@ def corrupt(data: bytes, generator: random.Random) -> bytes:
         place = generator.choice(
             (generator.randrange(headers), len(data) - 1 - generator.randrange(headers), generator.randrange(len(data)))
         )
+        place = min(place, len(damaged) - 1)  # the copy may have become shorter
         kind = generator.randrange(5)
         if kind == 0:
             damaged[place] ^= 1 << generator.randrange(8)

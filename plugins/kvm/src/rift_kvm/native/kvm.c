@@ -150,5 +150,6 @@ int rift_kvm_vcpu_restore(struct rift_kvm_vcpu *vcpu, const void *buffer, size_t
     if (rift_kvm_vcpu_settle(vcpu, 1, error))
         return -1;
     vcpu->has_pending = 0;
+    vcpu->deferred = 0;
     return vcpu->binding->restore(&vcpu->cpu, buffer, bytes, error);
 }

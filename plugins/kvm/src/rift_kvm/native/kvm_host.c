@@ -39,29 +39,56 @@ static int host_register_id(const struct rift_host *host, const char *name) {
     return -1;
 }
 
-/* A handler sees the registers in the middle of the access that it is about to answer: completing it first,
- * as rift_kvm_vcpu_read does for Python, would make its answer come too late. KVM takes both. */
 static int host_check(const struct rift_kvm_vcpu *vcpu, int id) {
     if (id < 0 || (uint32_t)id >= vcpu->binding->register_count)
         return -ENOENT;
     return vcpu->binding->registers[id].bits > 64 ? -EINVAL : 0;
 }
 
+/* The place of a deferred write to register `id`, or the next free one. */
+static uint32_t deferred_place(const struct rift_kvm_vcpu *vcpu, int id) {
+    uint32_t at = 0;
+    while (at < vcpu->deferred && vcpu->deferred_ids[at] != (uint32_t)id)
+        ++at;
+    return at;
+}
+
+/* A handler sees the registers in the middle of the access that it is about to answer: completing it first,
+ * as rift_kvm_vcpu_read does for Python, would make its answer come too late. */
 static int host_read_register(const struct rift_host *host, int id, uint64_t *value) {
     struct rift_kvm_vcpu *vcpu = vcpu_of(host);
     struct rift_error error;
     int status = host_check(vcpu, id);
     if (status)
         return status;
+    uint32_t at = deferred_place(vcpu, id);
+    if (at < vcpu->deferred) {
+        *value = vcpu->deferred_words[at];
+        return 0;
+    }
     return vcpu->binding->read_registers(&vcpu->cpu, &(uint32_t){(uint32_t)id}, 1, value, &error) ? -error.code : 0;
 }
 
+/* Registers written in the middle of a read make KVM lose the read's result, so that they wait until it is
+ * complete. */
 static int host_write_register(const struct rift_host *host, int id, uint64_t value) {
     struct rift_kvm_vcpu *vcpu = vcpu_of(host);
     struct rift_error error;
     int status = host_check(vcpu, id);
     if (status)
         return status;
+    if (vcpu->cpu.open && !vcpu->window.exit.is_write) {
+        uint32_t at = deferred_place(vcpu, id), bits = vcpu->binding->registers[id].bits;
+        if (at == RIFT_KVM_DEFERRED)
+            return -ENOSPC;
+        if (bits < 64 && value >> bits)
+            return -ERANGE;
+        vcpu->deferred_ids[at] = (uint32_t)id;
+        vcpu->deferred_words[at] = value;
+        if (at == vcpu->deferred)
+            vcpu->deferred += 1;
+        return 0;
+    }
     return vcpu->binding->write_registers(&vcpu->cpu, &(uint32_t){(uint32_t)id}, 1, &value, &error) ? -error.code : 0;
 }
 

@@ -44,6 +44,8 @@ struct rift_kvm_control {
     int signal;
 };
 
+#define RIFT_KVM_DEFERRED 64
+
 struct rift_kvm_vcpu {
     struct rift_kvm_cpu cpu;
     const struct rift_kvm_binding *binding;
@@ -54,6 +56,9 @@ struct rift_kvm_vcpu {
     struct rift_exit pending; /* an exit that happened while an access was completed */
     int has_pending;
     int on_main;
+    uint32_t deferred_ids[RIFT_KVM_DEFERRED]; /* what a native handler wrote in the middle of a read */
+    uint64_t deferred_words[RIFT_KVM_DEFERRED];
+    uint32_t deferred;
     struct rift_kvm_vcpu *next;
 };
 

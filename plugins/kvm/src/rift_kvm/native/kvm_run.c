@@ -72,29 +72,75 @@ static int enter_once(struct rift_kvm_vcpu *vcpu) {
     return decoded == RIFT_KVM_DISPATCH ? HAVE_EXIT : AGAIN;
 }
 
+/* Writes what native handlers wrote in the middle of a read that is complete now. */
+static int apply_deferred(struct rift_kvm_vcpu *vcpu, struct rift_error *error) {
+    uint32_t count = vcpu->deferred;
+    if (!count || vcpu->cpu.open)
+        return 0;
+    vcpu->deferred = 0;
+    return vcpu->binding->write_registers(&vcpu->cpu, vcpu->deferred_ids, count, vcpu->deferred_words, error);
+}
+
+/* An entry with immediate_exit completes the access and comes back at once. When the instruction makes one
+ * access after another it gives the next as an exit instead: a reader leaves that for the next run, a writer,
+ * who changes where the guest goes on, ends the instruction with zeros. */
+int rift_kvm_vcpu_settle(struct rift_kvm_vcpu *vcpu, int writing, struct rift_error *error) {
+    struct rift_kvm_cpu *cpu = &vcpu->cpu;
+    if (vcpu->has_pending && !writing)
+        return 0;
+    if (vcpu->has_pending && cpu->open)
+        vcpu->has_pending = 0;
+    for (int count = 0; cpu->open && count < MOST_ACCESSES; ++count) {
+        if (cpu->open == RIFT_KVM_BATCH && !writing)
+            return 0;
+        cpu->completing = 1;
+        set_immediate_exit(cpu, 1);
+        int entered = vcpu->binding->enter(cpu, error);
+        cpu->completing = 0;
+        if (entered) {
+            if (error->code != EINTR)
+                return -1;
+            cpu->open = RIFT_KVM_COMPLETE;
+            break;
+        }
+        count_exit(vcpu->control);
+        int decoded = vcpu->binding->decode(cpu, &vcpu->pending, error);
+        if (decoded < 0)
+            return -1;
+        if (decoded == RIFT_KVM_DISPATCH && (!writing || !cpu->open)) {
+            vcpu->has_pending = 1;
+            return 0;
+        }
+    }
+    return apply_deferred(vcpu, error);
+}
+
+/* The next exit: one that waits, or that of an entry. Returns as enter_once. */
+static int next_exit(struct rift_kvm_vcpu *vcpu) {
+    if (vcpu->deferred && !vcpu->has_pending && rift_kvm_vcpu_settle(vcpu, 0, &vcpu->window.error))
+        return -1;
+    if (!vcpu->has_pending)
+        return enter_once(vcpu);
+    if (take_kick(vcpu->control))
+        return CUT_SHORT;
+    vcpu->has_pending = 0;
+    vcpu->window.exit = vcpu->pending;
+    return HAVE_EXIT;
+}
+
 static int loop(struct rift_kvm_vcpu *vcpu, int answered, uint64_t reply) {
     struct rift_kvm_cpu *cpu = &vcpu->cpu;
     struct rift_exit *exit = &vcpu->window.exit;
-    int have = vcpu->has_pending;
-    if (have) {
-        if (take_kick(vcpu->control))
-            return interrupted(vcpu);
-        vcpu->has_pending = 0;
-        *exit = vcpu->pending;
-    } else if (answered && cpu->open) {
+    if (answered && cpu->open && !vcpu->has_pending)
         vcpu->binding->complete(cpu, reply);
-    }
     for (;;) {
-        if (!have) {
-            int entered = enter_once(vcpu);
-            if (entered < 0)
-                return RIFT_KVM_FAILED;
-            if (entered == CUT_SHORT)
-                return interrupted(vcpu);
-            if (entered == AGAIN)
-                continue;
-        }
-        have = 0;
+        int entered = next_exit(vcpu);
+        if (entered < 0)
+            return RIFT_KVM_FAILED;
+        if (entered == CUT_SHORT)
+            return interrupted(vcpu);
+        if (entered == AGAIN)
+            continue;
         int verdict = dispatch(vcpu, exit);
         if (verdict == RIFT_RESUME) {
             if (cpu->open)
@@ -121,38 +167,4 @@ int rift_kvm_vcpu_run(struct rift_kvm_vcpu *vcpu, int answered, uint64_t reply) 
     int status = loop(vcpu, answered, reply);
     rift_kvm_control_leave(vcpu->control);
     return status;
-}
-
-/* An entry with immediate_exit completes the access and comes back at once. When the instruction makes one
- * access after another it gives the next as an exit instead: a reader leaves that for the next run, a writer,
- * who changes where the guest goes on, ends the instruction with zeros. */
-int rift_kvm_vcpu_settle(struct rift_kvm_vcpu *vcpu, int writing, struct rift_error *error) {
-    struct rift_kvm_cpu *cpu = &vcpu->cpu;
-    if (vcpu->has_pending && !writing)
-        return 0;
-    if (vcpu->has_pending && cpu->open)
-        vcpu->has_pending = 0;
-    for (int count = 0; cpu->open && count < MOST_ACCESSES; ++count) {
-        if (cpu->open == RIFT_KVM_BATCH && !writing)
-            return 0;
-        cpu->completing = 1;
-        set_immediate_exit(cpu, 1);
-        int entered = vcpu->binding->enter(cpu, error);
-        cpu->completing = 0;
-        if (entered) {
-            if (error->code != EINTR)
-                return -1;
-            cpu->open = RIFT_KVM_COMPLETE;
-            return 0;
-        }
-        count_exit(vcpu->control);
-        int decoded = vcpu->binding->decode(cpu, &vcpu->pending, error);
-        if (decoded < 0)
-            return -1;
-        if (decoded == RIFT_KVM_DISPATCH && (!writing || !cpu->open)) {
-            vcpu->has_pending = 1;
-            return 0;
-        }
-    }
-    return 0;
 }

@@ -84,7 +84,7 @@ static int vcpu_setup(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     int sync = cpu->machine->ioctl(cpu->machine->fd, KVM_CHECK_EXTENSION, (void *)KVM_CAP_SYNC_REGS);
     if (sync < 0)
         return fail(error, errno, "KVM_CHECK_EXTENSION");
-    x86->sync_regs = (sync & KVM_SYNC_X86_REGS) != 0;
+    x86->sync_regs = ((uint32_t)sync & KVM_SYNC_X86_REGS) != 0;
     x86->regs = x86->sync_regs ? &cpu->run->s.regs.regs : &x86->own_regs;
     return set_cpuid(cpu, error);
 }

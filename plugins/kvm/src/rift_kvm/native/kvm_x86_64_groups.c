@@ -18,9 +18,9 @@ const uint32_t rift_kvm_x86_msrs[X86_MSR_COUNT] = {
     0x176,      /* SYSENTER_EIP */
 };
 
-/* The numbers and order of `struct kvm_msrs`, with room for all. */
+/* struct kvm_msrs, with room for all. */
 struct msr_batch {
-    struct kvm_msrs header;
+    uint32_t count, pad;
     struct kvm_msr_entry entries[X86_MSR_COUNT];
 };
 
@@ -29,7 +29,7 @@ static int fetch_msrs(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     struct rift_kvm_x86 *x86 = cpu->state;
     uint32_t at = 0;
     while (at < X86_MSR_COUNT) {
-        struct msr_batch batch = {.header.nmsrs = X86_MSR_COUNT - at};
+        struct msr_batch batch = {.count = X86_MSR_COUNT - at};
         for (uint32_t next = at; next < X86_MSR_COUNT; ++next)
             batch.entries[next - at].index = rift_kvm_x86_msrs[next];
         int count = rift_kvm_x86_call(cpu, KVM_GET_MSRS, &batch, "KVM_GET_MSRS", error);
@@ -45,13 +45,13 @@ static int fetch_msrs(struct rift_kvm_cpu *cpu, struct rift_error *error) {
 
 int rift_kvm_x86_store_msrs(struct rift_kvm_cpu *cpu, uint32_t mask, struct rift_error *error) {
     struct rift_kvm_x86 *x86 = cpu->state;
-    struct msr_batch batch = {.header.nmsrs = 0};
+    struct msr_batch batch = {.count = 0};
     for (uint32_t at = 0; at < X86_MSR_COUNT; ++at)
         if (mask & 1u << at)
-            batch.entries[batch.header.nmsrs++] =
+            batch.entries[batch.count++] =
                 (struct kvm_msr_entry){.index = rift_kvm_x86_msrs[at], .data = x86->msrs[at]};
     int count = rift_kvm_x86_call(cpu, KVM_SET_MSRS, &batch, "KVM_SET_MSRS", error);
-    if (count >= 0 && (uint32_t)count == batch.header.nmsrs)
+    if (count >= 0 && (uint32_t)count == batch.count)
         return 0;
     if (count >= 0) {
         error->code = EINVAL;

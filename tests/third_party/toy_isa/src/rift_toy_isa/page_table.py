@@ -176,7 +176,7 @@ class PageTable:
         :raises MappingError: one is missing.
         """
         self._check(virtual, size)
-        found = {}
+        found: dict[int, int] = {}
         for at, entry in self._guarded_slots():
             page = entry & ~(PAGE - 1)
             if entry & VALID and virtual <= page < virtual + size:
