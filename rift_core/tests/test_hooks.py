@@ -77,12 +77,12 @@ def test_a_misspelt_hook_is_an_error_at_once() -> None:
     ("ask", "words"),
     [
         (lambda hooks: hooks.binding("a", "b"), "a/b"),
-        (lambda hooks: hooks.isa(None, None), "returned no ISA"),
+        (lambda hooks: hooks.isa(None, None), "no ISA came from rift_isa"),
         (
             lambda hooks: hooks.create_vm(None, SimpleNamespace(binding=SimpleNamespace(backend="a"))),
-            "'a' returned no VM",
+            "'a': no VM came from",
         ),
-        (lambda hooks: hooks.configure_mmu(SimpleNamespace(name="b"), (), None, None), "'b' made no page tables"),
+        (lambda hooks: hooks.configure_mmu(SimpleNamespace(name="b"), (), None, None), "'b': no page tables came from"),
         (lambda hooks: hooks.exit_handlers(ModuleType("c"), None, None), "c declares an exit handler"),
     ],
 )

@@ -371,17 +371,21 @@ def _fill_guest_info(engine: Engine, threads: int) -> None:
     symbol = engine.symbols.find(GuestInfo.SYMBOL)
     if symbol is None:
         return
-    spare = engine.take_physical(SPARE_PAGES * engine.page, name="spare")
+    built_for = GuestInfo.unpack(engine.read_virtual(symbol.address, GuestInfo.LAYOUT.size)).doorbell
+    if built_for != engine.doorbell:
+        raise ConfigError(
+            f"the payload was built for a doorbell page at {built_for:#x}, but memory.doorbell is {engine.doorbell:#x}: "
+            f"build it with -DRIFT_DOORBELL={engine.doorbell:#x}, or set memory.doorbell = {built_for:#x}"
+        )
+    spare = engine.place_area("spare", SPARE_PAGES * engine.page, Permission.READ | Permission.WRITE)
     info = GuestInfo(
         doorbell=engine.doorbell,
         tables_gva=engine.plan.tables.virtual,
         tables_gpa=engine.plan.tables.physical,
         tables_size=engine.plan.tables.size,
-        spare_gpa=spare,
-        spare_size=SPARE_PAGES * engine.page,
+        spare_gva=spare.virtual,
+        spare_gpa=spare.physical,
+        spare_size=spare.size,
         threads=threads,
     )
-    data = info.pack()
-    if 0 < symbol.size < len(data):
-        data = data[: symbol.size]
-    engine.write_virtual(symbol.address, data)
+    engine.write_virtual(symbol.address, info.pack(symbol.size or None))

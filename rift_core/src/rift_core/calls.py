@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from rift_core.context import MAIN_THREAD
-from rift_core.errors import GuestExitError, ReentrancyError
+from rift_core.errors import GuestExitError, ReentrancyError, RiftError
 from rift_core.isa import EntryState
 from rift_core.values import RESULTS, to_arguments
 
@@ -33,7 +33,10 @@ class _Leases:
 
     def __del__(self) -> None:
         for context in self.contexts.values():
-            self.pool.give_back(context)
+            try:
+                self.pool.give_back(context)
+            except RiftError:  # a finalizer has nobody to tell; the vCPU ends with the machine
+                continue
 
 
 class CallPool:
@@ -83,7 +86,9 @@ class CallPool:
         try:
             if vcpu is None or context.owner != me:
                 vcpu = context.acquire_vcpu()
-            state = EntryState(entry, context.stack_top, engine.root, privilege, converted, engine.vectors)
+            # The payload's own vectors would run in supervisor mode on data that user mode can write.
+            vectors = engine.vectors if privilege == "supervisor" else None
+            state = EntryState(entry, context.stack_top, engine.root, privilege, converted, vectors)
             if context.fresh:
                 vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
                 context.fresh = False

@@ -41,6 +41,9 @@ USER_RETURN = 2
 USER_DOORBELL = 3
 """User call: store the second argument to the doorbell register at offset first argument (below 0x800)."""
 
+USER_DOORBELL_READ = 4
+"""User call: read 8 bytes of the doorbell register at offset first argument (below 0x800)."""
+
 _ENOSYS = (1 << 64) - errno.ENOSYS
 _CRASHES = frozenset({ExitKind.SHUTDOWN, ExitKind.FAIL_ENTRY, ExitKind.UNKNOWN, ExitKind.MEMORY_FAULT})
 MAIN_THREAD = threading.main_thread().ident
@@ -310,11 +313,12 @@ class Context:
             value = call.info[0]
             self.returned = Exit(ExitKind.MMIO, self.engine.doorbell + doorbell.RETURN, 8, value, True)
             return Stop(signed_status(value), "return")
-        if call.address == USER_DOORBELL:
-            offset = call.info[0]
+        if call.address in (USER_DOORBELL, USER_DOORBELL_READ):
+            offset, value = call.info[:2]
             if offset >= doorbell.RETURN:
                 return Resume(_ENOSYS)
-            call = Exit(ExitKind.MMIO, self.engine.doorbell + offset, 8, call.info[1], True)
+            store = call.address == USER_DOORBELL
+            call = Exit(ExitKind.MMIO, self.engine.doorbell + offset, 8, value if store else 0, store)
         try:
             return dispatcher.dispatch(vcpu, call)
         except UnhandledExitError:

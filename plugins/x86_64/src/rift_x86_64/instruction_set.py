@@ -111,6 +111,9 @@ class X86_64:  # noqa: N801 - the ISA's name
         result["lstar"] = code.user_call
         result.update(self.call_registers(system, areas, state))
         result.update(entry.CODE_AND_STACK_SEGMENTS[state.privilege])
+        if state.privilege == "supervisor":
+            # Where the machine also has user threads, the image that both run is mapped for user mode.
+            result["cr4"] &= ~(entry.CR4_SMEP | entry.CR4_SMAP)
         self._remember(areas)
         return result
 
