@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import dispatch, exits, startup, tables
-from benchmarks.pairs import Result
 from rift_core.catalog import Catalog
+
+if TYPE_CHECKING:
+    from benchmarks.pairs import Result
 
 BENCHMARKS = {
     "native_exit": exits.native_exit,

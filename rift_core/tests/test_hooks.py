@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+
 from rift_core import Machine, PluginError, PluginInfo, PluginUnavailableError, Section, Stop, hookimpl, open_machine
 from rift_core.catalog import Catalog
 from rift_core.hooks import Hooks

@@ -67,9 +67,7 @@ def life(ioctl: int) -> None:
         bench.close()
 
 
-def test_every_call_that_fails_is_named_and_leaves_nothing_open(
-    support: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_call_that_fails_is_named_and_leaves_nothing_open(support: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     life(0)
     monkeypatch.setattr("rift_kvm.vm._shared", {})  # what is asked once a process is asked again
     plan = support.lib.fault_plan()

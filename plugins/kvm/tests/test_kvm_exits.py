@@ -295,5 +295,5 @@ def test_hardware_breakpoint(bench: KvmBench) -> None:
     vcpu.set_debug(breakpoints=(0x1000, g.CODE + 2))
     exit = bench.go_on(vcpu)
     assert (exit.kind, exit.address, exit.info[0]) == (ExitKind.DEBUG, g.CODE + 2, 3)
-    with pytest.raises(HypervisorError, match="5 breakpoints are more than the CPU has"):
+    with pytest.raises(HypervisorError, match="5 breakpoints and watchpoints are more than the CPU has"):
         vcpu.set_debug(breakpoints=range(5))

@@ -206,5 +206,5 @@ class TestMadeUpBinding:
         copy = support.ffi.new("struct rift_kvm_binding *")
         support.ffi.memmove(copy, support.ffi.cast("void *", support.lib.fake_binding()), support.ffi.sizeof(copy[0]))
         copy.version += 1
-        with pytest.raises(HypervisorError, match="it is of version 2"):
+        with pytest.raises(HypervisorError, match="it is of version 3"):
             make_bench(binding=Binding("kvm", "made-up", native=int(support.ffi.cast("uintptr_t", copy))), guests=False)

@@ -374,8 +374,9 @@ def _fill_guest_info(engine: Engine, threads: int) -> None:
     built_for = GuestInfo.unpack(engine.read_virtual(symbol.address, GuestInfo.LAYOUT.size)).doorbell
     if built_for != engine.doorbell:
         raise ConfigError(
-            f"the payload was built for a doorbell page at {built_for:#x}, but memory.doorbell is {engine.doorbell:#x}: "
-            f"build it with -DRIFT_DOORBELL={engine.doorbell:#x}, or set memory.doorbell = {built_for:#x}"
+            f"the payload was built for a doorbell page at {built_for:#x}, but memory.doorbell is "
+            f"{engine.doorbell:#x}: build it with -DRIFT_DOORBELL={engine.doorbell:#x}, or set "
+            f"memory.doorbell = {built_for:#x}"
         )
     spare = engine.place_area("spare", SPARE_PAGES * engine.page, Permission.READ | Permission.WRITE)
     info = GuestInfo(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,8 +55,8 @@ class ProbeResult:
     """Whether a backend works here, and what it can do.
 
     ``reason`` is one sentence; ``remedy`` says what to do where it does not work. ``isas`` are the guest
-    ISAs that it can run here; empty: every one that a binding is installed for. ``machine`` names the kind of machine for the list of expected gaps
-    (``kvm-pvm``, ``kvm-svm``, ``kvm-vmx``, ``fake``, ...).
+    ISAs that it can run here; empty: every one that a binding is installed for. ``machine`` names the kind
+    of machine for the list of expected gaps (``kvm-pvm``, ``kvm-svm``, ``kvm-vmx``, ``fake``, ...).
     """
 
     available: bool
@@ -96,6 +96,14 @@ class VmSpec:
     features: CpuFeatures
     max_vcpus: int = 64
     interrupts: bool = False
+
+
+class Watchpoint(NamedTuple):
+    """Data whose access stops the guest: ``size`` is 1, 2, 4 or 8 bytes, ``address`` a multiple of it."""
+
+    address: int
+    size: int
+    access: Literal["write", "read", "access"]  # "access": either
 
 
 class VCpu(Protocol):
@@ -150,10 +158,24 @@ class VCpu(Protocol):
         :raises UnsupportedError: without the capability ``inject_exception``.
         """
 
-    def set_debug(self, *, single_step: bool = False, breakpoints: Sequence[int] = ()) -> None:
-        """Stop with DEBUG exits after each instruction, or before those at ``breakpoints`` (hardware).
+    def set_debug(
+        self,
+        *,
+        single_step: bool = False,
+        software: bool = False,
+        breakpoints: Sequence[int] = (),
+        watchpoints: Sequence[Watchpoint] = (),
+    ) -> None:
+        """Choose what stops the guest with a DEBUG exit; replaces what was chosen before.
 
-        :raises UnsupportedError: without ``debug_single_step``, ``debug_hw_breakpoint``.
+        :param single_step: each instruction, after it.
+        :param software: the ISA's breakpoint instruction (INT3, BRK), which then does not reach the guest;
+            the program counter stays at it. Any other choice may include it.
+        :param breakpoints: instructions at these addresses, before them: by the CPU's debug registers.
+        :param watchpoints: these accesses; the exit names the data's address.
+        :raises UnsupportedError: without ``debug_single_step``, ``debug_sw_breakpoint``, ``debug_hw_breakpoint``,
+            ``debug_watchpoint``, or an access that the CPU cannot watch for.
+        :raises HypervisorError: more breakpoints and watchpoints than the CPU has.
         """
 
     def save(self) -> bytes:

@@ -96,7 +96,7 @@ def status_of(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return STATUS_INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # nobody reads it: the interpreter must not flush it at exit
+        sys.stdout = None  # nobody reads it: the interpreter must not flush it at exit
         return STATUS_ERROR
     except Exception as error:
         status = _status_of_error(error)

@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rift_core.backend import Watchpoint
 from rift_core.errors import HypervisorError
 from rift_core.exits import Exit, ExitKind
 from rift_core.memory import Gpa, MemoryRegion, Permission
@@ -312,9 +313,21 @@ def _software_breakpoint(user: bool) -> Callable[[Laboratory], bool]:
     def experiment(laboratory: Laboratory) -> bool:
         laboratory.renew()
         laboratory.prepare(b"\x90\xcc\x90", user=user)
-        laboratory.vcpu.set_debug(breakpoints=(g.CODE + 0x800,))  # turns debugging on, elsewhere
+        laboratory.vcpu.set_debug(software=True)
         exit = laboratory.go_on()
         return exit is not None and exit.kind is ExitKind.DEBUG and exit.info[0] == 2
+
+    return experiment
+
+
+def _watchpoint(user: bool) -> Callable[[Laboratory], bool]:
+    def experiment(laboratory: Laboratory) -> bool:
+        laboratory.renew()
+        store = b"\x48\xa3" + g.DATA.to_bytes(8, "little")  # mov [DATA], rax
+        laboratory.prepare(b"\x90" + store + b"\x90\x90", user=user)
+        laboratory.vcpu.set_debug(watchpoints=(Watchpoint(g.DATA, 8, "write"),))
+        exit = laboratory.go_on()
+        return exit is not None and exit.kind is ExitKind.DEBUG and exit.info[:2] == (4, g.DATA)
 
     return experiment
 
@@ -348,4 +361,6 @@ _CAPABILITIES: dict[str, Callable[[Laboratory], bool]] = {
     "debug_hw_breakpoint_user": _hardware_breakpoint(True),
     "debug_sw_breakpoint": _software_breakpoint(False),
     "debug_sw_breakpoint_user": _software_breakpoint(True),
+    "debug_watchpoint": _watchpoint(False),
+    "debug_watchpoint_user": _watchpoint(True),
 }

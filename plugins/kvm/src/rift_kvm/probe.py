@@ -52,7 +52,7 @@ _EXIT_KINDS = frozenset(
 _OPTIONAL_KINDS = {
     ExitKind.SYSTEM_REGISTER: ("user_msr_exit",),
     ExitKind.MEMORY_FAULT: ("memory_fault_exit",),
-    ExitKind.DEBUG: ("debug_single_step", "debug_hw_breakpoint", "debug_sw_breakpoint"),
+    ExitKind.DEBUG: ("debug_single_step", "debug_hw_breakpoint", "debug_sw_breakpoint", "debug_watchpoint"),
 }
 
 _results: dict[tuple[str, bool, bool], ProbeResult] = {}
@@ -223,7 +223,8 @@ def _experiments(config: KvmConfig) -> Measured | None:
     key = cache.key(config.device)
     measured = cache.load(key)
     if measured is None:
-        everything = frozenset({"user_msr_exit", "inject_exception", "debug_single_step", "debug_hw_breakpoint"})
+        debug = ("debug_single_step", "debug_hw_breakpoint", "debug_sw_breakpoint", "debug_watchpoint")
+        everything = frozenset({"user_msr_exit", "inject_exception", *debug})
         for capabilities in (everything, everything - {"user_msr_exit"}):
             try:
                 vm = KvmVm(config, host_binding(), gpa_bits=36, capabilities=capabilities, exit_kinds=_EXIT_KINDS)

@@ -15,6 +15,7 @@ from rift_kvm.registers import Batches
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rift_core.backend import Watchpoint
     from rift_kvm.vm import KvmVm
 
 _EXIT = struct.Struct("<IIQQII")  # struct rift_exit, up to info
@@ -23,6 +24,8 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _RANGE_ERROR = 34  # ERANGE
 _SPACE_ERROR = 28  # ENOSPC
 _BUSY_ERROR = 16  # EBUSY
+_UNWATCHABLE = (22, 95)  # EINVAL, EOPNOTSUPP
+_WATCHES = {"write": lib.RIFT_KVM_WRITE, "read": lib.RIFT_KVM_READ, "access": lib.RIFT_KVM_READ_WRITE}
 
 _KINDS: tuple[ExitKind, ...] = (ExitKind.UNKNOWN, *ExitKind)  # by number
 _BOOLEANS = (False, True)
@@ -133,21 +136,46 @@ class KvmVCpu:
         status = lib.rift_kvm_vcpu_inject(self._native, vector, code_given, (code or 0) & 0xFFFF_FFFF, self._error)
         check(status, self._error)
 
-    def set_debug(self, *, single_step: bool = False, breakpoints: Sequence[int] = ()) -> None:
-        """Stop after each instruction, or before those at ``breakpoints``; while either is on, INT3 stops too.
+    def set_debug(
+        self,
+        *,
+        single_step: bool = False,
+        software: bool = False,
+        breakpoints: Sequence[int] = (),
+        watchpoints: Sequence[Watchpoint] = (),
+    ) -> None:
+        """Choose what stops the guest; while anything does, the breakpoint instruction does too.
 
-        :raises HypervisorError: more breakpoints than the CPU has.
+        :raises HypervisorError: more breakpoints and watchpoints than the CPU has.
+        :raises UnsupportedError: the CPU cannot watch for this access, or not of this size at this address.
         """
-        if single_step:
-            self._require("debug_single_step")
-        if breakpoints:
-            self._require("debug_hw_breakpoint")
+        wanted = {
+            "debug_single_step": single_step,
+            "debug_sw_breakpoint": software,
+            "debug_hw_breakpoint": breakpoints,
+            "debug_watchpoint": watchpoints,
+        }
+        for capability, asked in wanted.items():
+            if asked and capability not in self._vm.capabilities and f"{capability}_user" not in self._vm.capabilities:
+                self._require(capability)
         self._check_owner()
-        addresses = ffi.new("uint64_t[]", [address & _MASK for address in breakpoints] or 1)
-        status = lib.rift_kvm_vcpu_debug(self._native, single_step, addresses, len(breakpoints), self._error)
-        if status < 0 and self._error.code == _SPACE_ERROR:
-            raise HypervisorError("KVM_SET_GUEST_DEBUG", 0, f"{len(breakpoints)} breakpoints are more than the CPU has")
-        check(status, self._error)
+        points = [(address & _MASK, 1, lib.RIFT_KVM_EXECUTE) for address in breakpoints]
+        points += [(w.address & _MASK, w.size, _WATCHES[w.access]) for w in watchpoints]
+        array = ffi.new("struct rift_kvm_debug_point[]", points or 1)
+        debug = ffi.new("struct rift_kvm_debug *", (single_step, software, len(points), 0, array))
+        status = lib.rift_kvm_vcpu_debug(self._native, debug, self._error)
+        if status < 0:
+            self._explain_debug(len(points), watchpoints)
+
+    def _explain_debug(self, count: int, watchpoints: Sequence[Watchpoint]) -> None:
+        code = self._error.code
+        if code == _SPACE_ERROR:
+            text = f"{count} breakpoints and watchpoints are more than the CPU has"
+            raise HypervisorError("KVM_SET_GUEST_DEBUG", 0, text)
+        if code in _UNWATCHABLE:
+            listed = ", ".join(f"{w.access} of {w.size} bytes at {w.address:#x}" for w in watchpoints)
+            raise UnsupportedError(f"the CPU cannot watch for one of: {listed} (backend kvm)")
+        check(-1, self._error)
 
     def save(self) -> bytes:
         """The whole state of the vCPU; what an unanswered access would have given is 0."""

@@ -113,7 +113,8 @@ def show(assembly: Assembly) -> None:
         stack = plan.areas[f"{thread.name}/stack"]
         facts.add_row(
             "thread",
-            f"{thread.name}: {thread.privilege}, entry {entry:#x}, stack {stack.virtual:#x}-{stack.virtual + stack.size:#x}",
+            f"{thread.name}: {thread.privilege}, entry {entry:#x}, "
+            f"stack {stack.virtual:#x}-{stack.virtual + stack.size:#x}",
         )
     console.print(facts)
     table = Table(box=None, pad_edge=False)

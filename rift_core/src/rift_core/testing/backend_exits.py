@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core import doorbell
+from rift_core.backend import Watchpoint
+from rift_core.errors import HypervisorError
 from rift_core.exits import Exit, ExitKind
 from rift_core.memory import Gpa, Gva, Mapping, Permission
 from rift_core.testing.bench import CODE, DATA, EXTRA, READ_ONLY, UNMAPPED, USER_CODE, USER_DATA, Bench
@@ -189,6 +191,39 @@ class ExitTests:
         pc = bench.isa.program_counter
         assert vcpu.read_registers([pc])[pc] == there
         vcpu.set_debug()
+        bench.finish(vcpu)
+
+    @requires("debug_sw_breakpoint")
+    def test_software_breakpoint(self, bench: Bench) -> None:
+        g = bench.guests
+        vcpu = bench.vcpu(g.nop() + g.breakpoint() + g.end())
+        there = CODE + len(g.nop())
+        vcpu.set_debug(software=True)
+        exit = bench.run(vcpu)
+        assert (exit.kind, exit.address, exit.info[0]) == (ExitKind.DEBUG, there, 2)
+        pc = bench.isa.program_counter
+        assert vcpu.read_registers([pc])[pc] == there
+        vcpu.write_registers({pc: there + len(g.breakpoint())})
+        vcpu.set_debug()
+        bench.finish(vcpu)
+
+    @requires("debug_watchpoint")
+    def test_watchpoint(self, bench: Bench) -> None:
+        g = bench.guests
+        vcpu = bench.vcpu(g.load(DATA, 8) + g.store(DATA + 8, 8, VALUE) + g.store(DATA, 8, VALUE) + g.end())
+        vcpu.set_debug(watchpoints=[Watchpoint(DATA, 8, "write")])
+        exit = bench.run(vcpu)
+        assert (exit.kind, exit.info[0], exit.info[1]) == (ExitKind.DEBUG, 4, DATA)
+        assert bench.number(DATA + 8) == VALUE
+        vcpu.set_debug()
+        bench.finish(vcpu)
+        assert bench.number(DATA) == VALUE
+
+    @requires("debug_watchpoint")
+    def test_more_breakpoints_than_there_are(self, bench: Bench) -> None:
+        vcpu = bench.vcpu(bench.guests.end())
+        with pytest.raises(HypervisorError, match="more than"):
+            vcpu.set_debug(breakpoints=[CODE + 16 * at for at in range(64)])
         bench.finish(vcpu)
 
     @requires("inject_exception")

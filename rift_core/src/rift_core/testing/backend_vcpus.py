@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rift_core.backend import Watchpoint
 from rift_core.errors import HypervisorError, StateError, UnsupportedError
 from rift_core.exits import ExitKind
 from rift_core.testing.bench import CODE, DATA, SECONDS, Bench, Worker
@@ -369,6 +370,8 @@ class LifeTests:
         calls: dict[str, Callable[[], None]] = {
             "debug_single_step": lambda: vcpu.set_debug(single_step=True),
             "debug_hw_breakpoint": lambda: vcpu.set_debug(breakpoints=[CODE]),
+            "debug_sw_breakpoint": lambda: vcpu.set_debug(software=True),
+            "debug_watchpoint": lambda: vcpu.set_debug(watchpoints=[Watchpoint(DATA, 8, "write")]),
             "inject_exception": lambda: vcpu.inject_exception(*bench.guests.injected),
         }
         for name in calls.keys() - bench.vm.capabilities:

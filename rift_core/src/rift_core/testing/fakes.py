@@ -22,7 +22,7 @@ from rift_core.testing.fake_memory import PhysicalMemory
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rift_core.backend import VmSpec
+    from rift_core.backend import VmSpec, Watchpoint
     from rift_core.exits import ExitHandler
     from rift_core.memory import Gpa, MemoryRegion
     from rift_core.testing.fake_native import NativeTable
@@ -212,8 +212,18 @@ class FakeVCpu:
         self._drop_scratch()
         self._queued = inject(self._state, self._memory, vector, code)
 
-    def set_debug(self, *, single_step: bool = False, breakpoints: Sequence[int] = ()) -> None:
+    def set_debug(
+        self,
+        *,
+        single_step: bool = False,
+        software: bool = False,
+        breakpoints: Sequence[int] = (),
+        watchpoints: Sequence[Watchpoint] = (),
+    ) -> None:
         self._mine()
+        for capability, asked in (("debug_sw_breakpoint", software), ("debug_watchpoint", watchpoints)):
+            if asked:
+                raise UnsupportedError(f"fake/{self._vm.isa} has no capability {capability}")
         self._single_step = single_step
         self._breakpoints = frozenset(breakpoints)
 

@@ -78,6 +78,9 @@ class Guests(Protocol):
     def nop(self) -> bytes:
         """One instruction without effect."""
 
+    def breakpoint(self) -> bytes:
+        """The breakpoint instruction."""
+
     def hypercall(self) -> bytes:
         """A hypercall with what stands in the registers."""
 
@@ -177,6 +180,9 @@ class X86_64Guests(Guests):  # noqa: N801 - the architecture's name
 
     def nop(self) -> bytes:
         return b"\x90"
+
+    def breakpoint(self) -> bytes:
+        return b"\xcc"  # int3
 
     def hypercall(self) -> bytes:
         return b"\x0f\x01\xc1"  # vmcall

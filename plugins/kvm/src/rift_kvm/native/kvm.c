@@ -133,11 +133,10 @@ int rift_kvm_vcpu_inject(struct rift_kvm_vcpu *vcpu, uint32_t vector, int has_co
     return vcpu->binding->inject_exception(&vcpu->cpu, vector, has_code, code, error) < 0 ? -1 : 0;
 }
 
-int rift_kvm_vcpu_debug(struct rift_kvm_vcpu *vcpu, int single_step, const uint64_t *addresses, uint32_t count,
-                        struct rift_error *error) {
+int rift_kvm_vcpu_debug(struct rift_kvm_vcpu *vcpu, const struct rift_kvm_debug *debug, struct rift_error *error) {
     if (rift_kvm_vcpu_settle(vcpu, 1, error))
         return -1;
-    return vcpu->binding->set_debug(&vcpu->cpu, single_step, addresses, count, error);
+    return vcpu->binding->set_debug(&vcpu->cpu, debug, error);
 }
 
 int rift_kvm_vcpu_save(struct rift_kvm_vcpu *vcpu, void *buffer, size_t *bytes, struct rift_error *error) {

@@ -13,7 +13,7 @@
 #include "rift_abi.h"
 
 /* Raised by any change of this header. A binding of another version is refused. */
-#define RIFT_KVM_BINDING_VERSION 1
+#define RIFT_KVM_BINDING_VERSION 2
 
 struct kvm_run;
 
@@ -69,6 +69,24 @@ enum rift_kvm_decoded {
     RIFT_KVM_REENTER = 1   /* nothing that anybody needs to see: enter again */
 };
 
+/* What a place in the guest's memory is watched for. */
+enum rift_kvm_watch { RIFT_KVM_EXECUTE = 0, RIFT_KVM_WRITE = 1, RIFT_KVM_READ = 2, RIFT_KVM_READ_WRITE = 3 };
+
+struct rift_kvm_debug_point {
+    uint64_t address;
+    uint32_t size; /* bytes: 1, 2, 4 or 8; of RIFT_KVM_EXECUTE it means nothing */
+    uint32_t kind; /* enum rift_kvm_watch */
+};
+
+/* What stops the guest with a DEBUG exit. */
+struct rift_kvm_debug {
+    uint32_t single_step;
+    uint32_t software; /* the ISA's breakpoint instruction */
+    uint32_t count;
+    uint32_t reserved;
+    const struct rift_kvm_debug_point *points;
+};
+
 /* See inject_exception. */
 enum rift_kvm_injected { RIFT_KVM_COMPLETE_FIRST = 1 };
 
@@ -78,7 +96,7 @@ struct rift_kvm_binding {
     const char *isa;
     const struct rift_kvm_register *registers; /* ids are indices of this table */
     uint32_t register_count;
-    uint32_t breakpoints; /* how many set_debug takes */
+    uint32_t reserved;
 
     /* Writes up to *bytes bytes that are the same for all VMs of the process (such as the CPU's
      * identification) and sets *bytes; called once, and its result is cached. May be NULL. */
@@ -109,8 +127,9 @@ struct rift_kvm_binding {
      * return 0, or return RIFT_KVM_COMPLETE_FIRST and be called again when it is complete. */
     int (*inject_exception)(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                             struct rift_error *error);
-    int (*set_debug)(struct rift_kvm_cpu *cpu, int single_step, const uint64_t *addresses, uint32_t count,
-                     struct rift_error *error);
+    /* Replaces what was chosen before. ENOSPC: more points than the CPU has; EOPNOTSUPP: one that it cannot watch;
+     * EINVAL: a size or alignment that it cannot watch. */
+    int (*set_debug)(struct rift_kvm_cpu *cpu, const struct rift_kvm_debug *debug, struct rift_error *error);
 
     /* The whole state. `save` with *bytes too small sets the size that is needed and fails with ENOSPC. */
     int (*save)(struct rift_kvm_cpu *cpu, void *buffer, size_t *bytes, struct rift_error *error);

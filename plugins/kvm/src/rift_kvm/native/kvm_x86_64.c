@@ -133,21 +133,41 @@ static int inject_exception(struct rift_kvm_cpu *cpu, uint32_t vector, int has_c
     return rift_kvm_x86_call(cpu, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS", error) < 0 ? -1 : 0;
 }
 
-/* DR7: G0 to G3 are bits 1, 3, 5, 7; R/W and LEN of 0 mean execution; bit 10 is always 1 (Intel SDM volume 3, 17.2.4). */
-static int set_debug(struct rift_kvm_cpu *cpu, int single_step, const uint64_t *addresses, uint32_t count,
-                     struct rift_error *error) {
+/* DR7 (Intel SDM volume 3, 17.2.4 and 17.2.5): G0 to G3 are bits 1, 3, 5, 7; bit 10 is always 1; from bit 16 on
+ * four bits a register: R/W (0 execution, 1 write, 3 read or write) and LEN (0: 1 byte, 1: 2, 3: 4, 2: 8). */
+static int debug_register(const struct rift_kvm_debug_point *point, uint32_t at, struct kvm_guest_debug *debug) {
+    uint64_t length = 0;
+    if (point->kind == RIFT_KVM_READ)
+        return EOPNOTSUPP;
+    if (point->kind != RIFT_KVM_EXECUTE) {
+        if (point->size != 1 && point->size != 2 && point->size != 4 && point->size != 8)
+            return EINVAL;
+        if (point->address % point->size)
+            return EINVAL;
+        length = point->size == 8 ? 2 : point->size - 1;
+    }
+    debug->arch.debugreg[at] = point->address;
+    debug->arch.debugreg[7] |= UINT64_C(2) << 2 * at | (point->kind | length << 2) << (16 + 4 * at);
+    return 0;
+}
+
+static int set_debug(struct rift_kvm_cpu *cpu, const struct rift_kvm_debug *wanted, struct rift_error *error) {
     struct rift_kvm_x86 *x86 = cpu->state;
-    if (count > 4)
+    if (wanted->count > 4)
         return fail(error, ENOSPC, "KVM_SET_GUEST_DEBUG");
     struct kvm_guest_debug debug = {0};
-    if (single_step)
-        debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_SINGLESTEP;
-    if (count)
-        debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP | KVM_GUESTDBG_USE_HW_BP;
-    debug.arch.debugreg[7] = count ? 0x400 : 0;
-    for (uint32_t at = 0; at < count; ++at) {
-        debug.arch.debugreg[at] = addresses[at];
-        debug.arch.debugreg[7] |= UINT64_C(2) << 2 * at;
+    if (wanted->single_step || wanted->software || wanted->count)
+        debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
+    if (wanted->single_step)
+        debug.control |= KVM_GUESTDBG_SINGLESTEP;
+    if (wanted->count) {
+        debug.control |= KVM_GUESTDBG_USE_HW_BP;
+        debug.arch.debugreg[7] = 0x400;
+    }
+    for (uint32_t at = 0; at < wanted->count; ++at) {
+        int refused = debug_register(&wanted->points[at], at, &debug);
+        if (refused)
+            return fail(error, refused, "KVM_SET_GUEST_DEBUG");
     }
     /* After the registers: KVM may tie the trap flag to the RIP of this moment. */
     if (x86->regs_changed && rift_kvm_x86_store(cpu, X86_REGS, error))
@@ -165,7 +185,6 @@ static const struct rift_kvm_binding x86_64 = {
     .isa = "x86_64",
     .registers = rift_kvm_x86_registers,
     .register_count = X86_REGISTER_COUNT,
-    .breakpoints = 4,
     .describe = describe,
     .vm_setup = vm_setup,
     .vm_release = vm_release,
