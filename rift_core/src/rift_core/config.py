@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from rift_core.catalog import Catalog
 from rift_core.config_model import (
     ARRAYS,
+    BUILD_KEYS,
     SINGLE,
     BinarySection,
     LimitsSection,
@@ -29,6 +30,7 @@ from rift_core.config_model import (
 from rift_core.config_places import excerpt, syntax_problem
 from rift_core.config_problems import Document, describe_errors
 from rift_core.errors import ConfigError, PluginConflictError, PluginNotFoundError
+from rift_core.files import is_source, kind_of
 from rift_core.overrides import apply_overrides
 from rift_core.sizes import Size
 
@@ -75,11 +77,13 @@ def load_config(
 ) -> MachineConfig:
     """Read and validate a configuration.
 
-    :param source: a TOML file, or the same as nested dictionaries.
+    :param source: a TOML file, or the same as nested dictionaries. A C or assembler source, or an executable, stands
+        for a configuration that only names it; the content decides.
     :param overrides: dotted keys to values; a string is parsed as a TOML value where it is one.
     :param environ: instead of the process's environment.
     :param catalog: the plugins to choose from, instead of all that are installed.
     :raises ConfigError: each problem with its key and, in a file, line and column.
+    :raises BinaryError: the file is neither a configuration, nor a source, nor an executable.
     :raises PluginNotFoundError: a name chooses a plugin that is not installed.
     :raises PluginConflictError: a name chooses a plugin that two distributions provide.
     """
@@ -92,7 +96,10 @@ def load_config(
     else:
         path = Path(source)
         directory = path.absolute().parent
-        text, data = _read(path)
+        if _names_payload(path):
+            data, path = {"binary": {"path": str(path.absolute())}}, None
+        else:
+            text, data = _read(path)
     _complete(data, catalog)
     origins = apply_overrides(data, os.environ if environ is None else environ, overrides or {})
     _complete(data, catalog)
@@ -115,6 +122,11 @@ def code_config(
     chosen = {"isa.name": isa, "backend.name": backend}
     overrides = {key: name for key, name in chosen.items() if name != "auto"}
     return load_config(sections, overrides=overrides, environ=environ, catalog=catalog)
+
+
+def _names_payload(path: Path) -> bool:
+    """Whether a file is no configuration but a payload. What is not there would have been one."""
+    return path.suffix.lower() != ".toml" and path.exists() and kind_of(path) != "configuration"
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -178,6 +190,14 @@ def _validate(document: Document, catalog: Catalog, directory: Path) -> MachineC
     except ValidationError as error:
         problems = describe_errors(error.errors(include_url=False), document, shape)
         raise ConfigError("\n".join([f"{subject} is not valid:", *problems])) from None
+    if valid.binary.path is None or not is_source(valid.binary.path):
+        keys = [key for key in BUILD_KEYS if key in valid.binary.model_fields_set]
+        message = "says how to build a source, but path names none" + (
+            f" ({valid.binary.path})" if valid.binary.path is not None else ""
+        )
+        problems = [document.problem(("binary", key), message) for key in keys]
+        if problems:
+            raise ConfigError("\n".join([f"{subject} is not valid:", *problems]))
     seen: set[str] = set()
     for position, thread in enumerate(valid.threads):
         if thread.name in seen:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 Integer = Annotated[int, Field(strict=True)]
 """An integer, and neither a string nor a truth value."""
 
+Truth = Annotated[bool, Field(strict=True)]
+"""true or false, and nothing that could be taken for them."""
+
+BUILD_KEYS = ("sources", "simd", "pie", "runtime", "compiler", "build_options")
+"""Keys of ``[binary]`` that say how a source becomes a payload."""
+
 SINGLE = {"backend": "backend", "isa": "isa", "loader": "loader"}
 """Tables of one plugin, and the kind of the plugins that can be chosen in them; ``auto`` leaves the choice to core."""
 
@@ -31,7 +37,23 @@ ARRAYS = {"exit_handlers": "exit_handler", "extensions": "extension"}
 class BinarySection(Section):
     """``[binary]``: what to load."""
 
-    path: Path | None = Field(default=None, description="The payload; relative to the configuration file.")
+    path: Path | None = Field(
+        default=None,
+        description="The payload, or a C or assembler source (.c, .S, .s) to build it from; relative to the "
+        "configuration file.",
+    )
+    sources: tuple[Path, ...] = Field(default=(), description="More sources that belong to the payload.")
+    simd: Truth = Field(
+        default=False, description="Let the compiler use vector and floating-point registers, in supervisor code too."
+    )
+    pie: Truth = Field(default=False, description="Build a static PIE, which can be loaded anywhere.")
+    runtime: Truth = Field(default=True, description="Link the guest runtime (rift_guest.h) to it.")
+    compiler: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="gcc, clang, or a path; RIFT_CC, else what is installed, if absent."
+    )
+    build_options: tuple[str, ...] = Field(
+        default=(), description="Further options of the compiler, which runs in the configuration's folder."
+    )
 
 
 class MemorySection(Section):

@@ -359,6 +359,8 @@ class Engine:
             for region in self.memory.regions if hasattr(self, "memory") else ():
                 self.memory.remove(region.guest_address)
             self._let_go()
+            if self.plan.binary.built is not None:
+                self.plan.binary.built.remove()
             self.closed = True
         _engines.discard(self)
         with self.changed:

@@ -442,7 +442,7 @@ class Machine:
 
     def __repr__(self) -> str:
         state = "closed" if self._engine.closing else "open"
-        return f"<Machine {self.binary.path or 'raw code'} on {self.backend}, {state}>"
+        return f"<Machine {self.binary.title} on {self.backend}, {state}>"
 
 
 class HandlerMachine:
