@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from rift_core import Machine, PluginError, PluginInfo, PluginUnavailableError, Section, Stop, hookimpl, open_machine
+from rift_core import (
+    ExitKind,
+    GuestFaultError,
+    Machine,
+    PluginError,
+    PluginInfo,
+    PluginUnavailableError,
+    Resume,
+    Section,
+    Stop,
+    hookimpl,
+    open_machine,
+)
 from rift_core.catalog import Catalog
 from rift_core.hooks import Hooks
 
@@ -90,3 +102,80 @@ def test_a_misspelt_hook_is_an_error_at_once() -> None:
 def test_nobody_answering_names_who_should_have(ask: Any, words: str) -> None:
     with pytest.raises(PluginError, match=words):
         ask(Hooks([]))
+
+
+UD2 = bytes.fromhex("0f0b")
+RETURN_7 = bytes.fromhex("b807000000c3")  # mov eax, 7; ret
+
+
+class Overseer:
+    """An extension that sees runs, and answers what nobody else does."""
+
+    __name__ = "overseer"
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+        self.seen: list[Any] = []
+        self.answer: Any = None
+
+    @hookimpl
+    def rift_plugin(self) -> PluginInfo:
+        return PluginInfo("extension", "overseer", "Sees runs")
+
+    @hookimpl
+    def rift_run_started(self, context: Any) -> None:
+        self.runs.append(f"started {context.name}, registers: {context.vcpu.read_registers(('rip',))['rip'] != 0}")
+
+    @hookimpl
+    def rift_run_ended(self, context: Any) -> None:
+        self.runs.append(f"ended {context.name}")
+
+    @hookimpl
+    def rift_exit_unanswered(self, context: Any, exit: Any, fault: Any, describe: Any) -> Any:
+        self.seen.append((exit.kind, fault.name if fault else None, type(describe()).__name__))
+        return self.answer(context, fault) if self.answer else None
+
+
+def open_with(overseer: Overseer, code: bytes) -> Machine:
+    catalog = Catalog([*Catalog.installed(), *Catalog.of([overseer])])
+    try:
+        return open_machine(code=code, isa="x86_64", catalog=catalog, extensions=[{"name": "overseer"}])
+    except PluginUnavailableError as error:
+        pytest.skip(f"no backend works here: {error}")
+
+
+def test_runs_of_threads_and_calls_are_seen() -> None:
+    overseer = Overseer()
+    with open_with(overseer, bytes.fromhex("f4")) as machine:
+        machine.thread().start().join(10)
+        assert machine.call(machine.load_code(RETURN_7)) == 7
+    assert overseer.runs == [
+        "started main, registers: True",
+        "ended main",
+        "started call-1, registers: True",
+        "ended call-1",
+    ]
+
+
+def test_what_nobody_answers_ends_the_run_unless_an_extension_answers() -> None:
+    overseer = Overseer()
+    with open_with(overseer, UD2) as machine:
+        with pytest.raises(GuestFaultError, match="#UD"):
+            machine.thread().start().join(10)
+        overseer.answer = lambda context, fault: Stop(9, "enough")
+        assert machine.thread().start().join(10) == Stop(9, "enough")
+    assert overseer.seen == 2 * [(ExitKind.MMIO, "#UD invalid opcode", "GuestFaultError")]
+
+
+def test_an_answer_may_let_the_guest_go_on() -> None:
+    overseer = Overseer()
+
+    def go_on(context: Any, fault: Any) -> Resume:
+        context.vcpu.write_registers({"rip": context.engine.system.return_address})
+        return Resume()
+
+    overseer.answer = go_on
+    code = bytes.fromhex("b805000000 e699")  # mov eax, 5; out 0x99, al
+    with open_with(overseer, code) as machine:
+        assert machine.thread().start().join(10) == Stop(5, "return")
+    assert overseer.seen == [(ExitKind.PORT_IO, None, "UnhandledExitError")]
