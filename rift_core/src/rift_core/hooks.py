@@ -149,9 +149,14 @@ class Hooks:
                 )
         return made
 
-    def machine_opened(self, module: ModuleType, machine: Any, config: Section) -> None:
+    def machine_opened(self, module: ModuleType, machine: Any, config: Section) -> object:
         """``rift_machine_opened`` of one plugin."""
-        self._only(module).rift_machine_opened(machine=machine, config=config)
+        results = self._only(module).rift_machine_opened(machine=machine, config=config)
+        return results[0] if results else None
+
+    def extended(self, module: ModuleType) -> Hooks:
+        """These hooks and those of one more plugin."""
+        return self if module in self.modules else Hooks.for_modules((*self.modules, module))
 
     def run_vcpu(self, thread: Thread, vcpu: VCpu, dispatcher: Dispatcher) -> Stop:
         """``rift_run_vcpu``."""
@@ -191,6 +196,11 @@ class Hooks:
         """``rift_machine_closing``."""
         if not self._silent["rift_machine_closing"]:
             self._manager.hook.rift_machine_closing(machine=machine)
+
+    def call_optional(self, name: str, **arguments: Any) -> list[Any]:
+        """A hook that a plugin owns: what the others answer that implement it with ``hookimpl(optionalhook=True)``."""
+        caller = getattr(self._manager.hook, name, None)
+        return caller(**arguments) if caller is not None else []
 
     def _asked(self) -> str:
         """The plugins that were asked, for messages."""

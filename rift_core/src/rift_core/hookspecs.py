@@ -96,8 +96,11 @@ def rift_exit_handlers(config: Section, machine: Machine) -> Iterable[ExitHandle
 
 
 @hookspec
-def rift_machine_opened(machine: Machine, config: Section) -> None:
-    """Take part in a machine that is complete and has no thread yet.
+def rift_machine_opened(machine: Machine, config: Section) -> object:
+    """Take part in a machine that is complete; what it returns is what ``machine.extension(name)`` gives.
+
+    No thread has started yet, unless ``machine.extend()`` adds the extension to a machine in use. The machine must
+    not be kept, only its ``engine``: dropping the last reference to a machine closes it.
 
     Called by: the machine, once for each ``[[extensions]]`` table, on the plugin that the table names.
     Implemented by: extensions.
