@@ -52,7 +52,8 @@ class MachineConfig:
 
     ``backend``, ``isa``, ``loader``, and each of ``exit_handlers`` and ``extensions``, are the plugin's own
     model with the key ``name`` added; a name ``auto`` leaves the choice to the machine. Relative paths count
-    from ``directory``: the file's, or the current one. ``path`` is None for dictionaries.
+    from ``directory``: the file's, or the current one. ``path`` is None for dictionaries. An extension's own table
+    (``PluginInfo.table``) has become one of ``extensions``.
     """
 
     binary: BinarySection
@@ -127,6 +128,21 @@ def code_config(
 def _names_payload(path: Path) -> bool:
     """Whether a file is no configuration but a payload. What is not there would have been one."""
     return path.suffix.lower() != ".toml" and path.exists() and kind_of(path) != "configuration"
+
+
+def extension_section(name: str, settings: Mapping[str, Any], catalog: Catalog) -> Any:
+    """The validated table of an extension that no file names.
+
+    :raises ConfigError: each problem with its key.
+    """
+    shape = shape_of(catalog)
+    document = Document({"extensions": [{"name": name, **settings}]})
+    try:
+        return shape.members["extensions"][name].model_validate(document.data["extensions"][0])
+    except ValidationError as error:
+        placed = [{**e, "loc": ("extensions", 0, *e["loc"])} for e in error.errors(include_url=False)]
+        problems = describe_errors(placed, document, shape)
+        raise ConfigError("\n".join([f"the settings of extension {name!r} are not valid:", *problems])) from None
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -205,6 +221,15 @@ def _validate(document: Document, catalog: Catalog, directory: Path) -> MachineC
             problem = document.problem(("threads", position, "name"), message, value=True)
             raise ConfigError(f"{subject} is not valid:\n{problem}")
         seen.add(thread.name)
+    extensions = list(valid.extensions)
+    for role in shape.roles:
+        section = getattr(valid, role)
+        if section is None:
+            continue
+        if any(section.name == other.name for other in extensions):
+            message = f"extension {section.name!r} is configured twice: in [{role}], and in [[extensions]]"
+            raise ConfigError(f"{subject} is not valid:\n{document.problem((role,), message)}")
+        extensions.append(section)
     return MachineConfig(
         binary=valid.binary,
         loader=valid.loader,
@@ -213,7 +238,7 @@ def _validate(document: Document, catalog: Catalog, directory: Path) -> MachineC
         memory=valid.memory,
         threads=valid.threads,
         exit_handlers=valid.exit_handlers,
-        extensions=valid.extensions,
+        extensions=tuple(extensions),
         limits=valid.limits,
         directory=directory,
         path=document.path,

@@ -178,6 +178,17 @@ class Shape:
             ),
             "limits": (LimitsSection, Field(default=LimitsSection())),
         }
+        self.roles = sorted({entry.info.table for entry in catalog.of_kind("extension")} - {""})
+        for role in self.roles:
+            owners = catalog.of_table(role)
+            self.members[role] = {
+                entry.info.name: _member(
+                    role, entry.info.name, entry.info.config, entry.info.summary, ... if owners[1:] else entry.info.name
+                )
+                for entry in owners
+            }
+            summary = " or ".join(entry.info.summary for entry in owners)
+            fields[role] = (_union(self.members[role]) | None, Field(default=None, description=f"{summary}."))
         self.model: type[BaseModel] = create_model("Configuration", __base__=Section, **fields)
 
     def keys(self, path: tuple[int | str, ...], name: object) -> list[str]:
@@ -186,7 +197,8 @@ class Shape:
             return list(self.model.model_fields)
         table = str(path[0])
         if table in self.members and len(path) == (2 if table in ARRAYS else 1):
-            chosen = self.members[table].get(str(name))
+            found = self.members[table]
+            chosen = next(iter(found.values())) if name is None and len(found) == 1 else found.get(str(name))
             return list(chosen.model_fields) if chosen is not None else ["name"]
         if table in self.sections and len(path) == (2 if table == "threads" else 1):
             return list(self.sections[table].model_fields)
