@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rift_core.errors import ForkedMachineError, HypervisorError, StateError, UnsupportedError
 from rift_core.exits import Exit, ExitKind
+from rift_core.forks import WHOLE
+from rift_core.interrupts import HELD
 from rift_kvm.errors import check, ffi, lib, new_error, raise_error
 from rift_kvm.registers import Batches
 
@@ -207,23 +209,25 @@ class KvmVCpu:
 
     def park(self) -> None:
         """Give up ownership."""
-        self._check_owner()
-        self._owner = _NOBODY
-        lib.rift_kvm_vcpu_park(self._native)
+        with self._vm.lock:  # a thread's end may coincide with close()
+            self._check_owner()
+            self._owner = _NOBODY
+            lib.rift_kvm_vcpu_park(self._native)
 
     def adopt(self) -> None:
         """Become the owner of a parked vCPU."""
-        if self._native is None or self._forked or self._owner not in (_NOBODY, get_ident()):
-            self._refuse("is not parked")
-        lib.rift_kvm_vcpu_adopt(self._native, _on_main())
-        self._owner = get_ident()
+        with self._vm.lock:
+            if self._native is None or self._forked or self._owner not in (_NOBODY, get_ident()):
+                self._refuse("is not parked")
+            lib.rift_kvm_vcpu_adopt(self._native, _on_main())
+            self._owner = get_ident()
 
     def close(self) -> None:
         """Release it; from any thread, when it is not in the guest.
 
         :raises StateError: a thread is in the guest with it.
         """
-        with self._vm.lock:
+        with HELD, self._vm.lock, WHOLE:
             native = self._native
             if native is None or self._forked:
                 return
