@@ -6,7 +6,7 @@ import ctypes
 import time
 
 from benchmarks.pairs import Result, compare
-from benchmarks.twin import STATE, Counter, TwinOf, library
+from benchmarks.twin import STATE, Counter, TwinOf, function_address, library
 from rift_core import ExitHandler, ExitKind, Machine, NativeHandler, Resume, open_machine
 from rift_core.isa import EntryState
 
@@ -29,8 +29,7 @@ def prepared(machine: Machine) -> dict[str, int]:
 def native_exit(pairs: int) -> Result:
     """The guest stores to the doorbell in a loop; a C handler counts."""
     counter = Counter()
-    address = ctypes.cast(library().twin_count_exit, ctypes.c_void_p).value or 0
-    native = NativeHandler(address, ctypes.addressof(counter), counter)
+    native = NativeHandler(function_address("twin_count_exit"), ctypes.addressof(counter), counter)
     machine = open_machine(code=FLOOD, isa="x86_64", backend="kvm")
     handler = ExitHandler(
         "count", frozenset({ExitKind.MMIO}), range(DOORBELL, DOORBELL + 8), lambda vcpu, exit: Resume(), native

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
 import statistics
 import subprocess
 import sys
@@ -14,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.pairs import Result, compare
-from benchmarks.twin import STATE, library, twin_mappings
+from benchmarks.twin import STATE, TwinPart, TwinPlan, TwinState, library, twin_mappings
 from rift_core import Machine, load_config, open_machine
 from rift_core.assembly import assemble, choose_backend, load_binary, plan_machine
 from rift_core.catalog import Catalog
 
 if TYPE_CHECKING:
-    from rift_core.layout import MachinePlan
+    from rift_core.assembly import Assembly
 
 SOURCE = """
 .globl main, direct
@@ -68,62 +65,43 @@ def startup(pairs: int) -> Result:
             machine.close()
             return spent
 
-        sample = Machine(assemble(config, catalog))
-        sample.call("main", restype=None)
-        (context,) = sample.engine.contexts
-        state = context.acquire_vcpu().read_registers(STATE)
-        layout, direct = sample.engine.plan, sample.symbol("direct").address
-        mappings = twin_mappings(layout.mappings)
-        offsets = file_offsets(image, layout)
-        sample.close()
+        twin = twin_plan(image, assemble(config, catalog))
 
         def bare() -> float:
-            return bare_start(lib, image, offsets, layout, mappings, state, direct)
+            spent = lib.twin_start(twin)
+            if not spent:
+                raise AssertionError("the twin's guest did not reach its store")
+            return float(spent) / 1e9
 
         return compare("startup", "validated configuration to first exit", ours, bare, pairs=pairs, promise="<= 1.5")
 
 
-def file_offsets(image: Path, layout: MachinePlan) -> dict[int, int]:
-    """Where each segment's bytes stand in the file."""
+def twin_plan(image: Path, assembly: Assembly) -> TwinPlan:
+    """The same machine for ``twin_start``: what Rift has planned, and the state that it gives a vCPU."""
+    with Machine(assembly) as sample:
+        sample.call("main", restype=None)
+        (context,) = sample.engine.contexts
+        state = context.acquire_vcpu().read_registers(STATE)
+        direct = sample.symbol("direct").address
+    layout = assembly.plan
     whole = image.read_bytes()
-    return {id(p.segment): whole.index(bytes(p.segment.data)) for p in layout.placements}
-
-
-def bare_start(
-    lib: ctypes.CDLL,
-    image: Path,
-    offsets: dict[int, int],
-    layout: MachinePlan,
-    mappings: object,
-    state: dict[str, int],
-    entry: int,
-) -> float:
-    """Seconds of the twin."""
-    begin = time.perf_counter()
-    size = layout.ram.size
-    ram = lib.twin_memory(size)
-    file = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-    with mmap.mmap(file, 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as mapped:
-        os.close(file)
-        for placement in layout.placements:
-            at = offsets[id(placement.segment)] + placement.offset
-            ctypes.memmove(
-                ram + placement.physical - layout.ram.physical, mapped[at : at + placement.size], placement.size
-            )
-    lib.twin_tables(ctypes.c_void_p(ram), layout.ram.physical, layout.tables.physical, mappings, len(mappings))  # type: ignore[arg-type]
-    handle = lib.twin_open()
-    lib.twin_map(handle, 0, layout.ram.physical, size, ram, 0)
-    values = [layout.tables.physical if name == "cr3" else state[name] for name in STATE]
-    if lib.twin_vcpu(handle, *values) < 0:
-        raise OSError("the twin's vCPU cannot be made")
-    lib.twin_set(handle, entry, layout.tables.virtual, 0, 0)
-    reason = lib.twin_run(handle)
-    spent = time.perf_counter() - begin
-    lib.twin_close(handle)
-    lib.twin_release(ram, size)
-    if reason != 6:  # KVM_EXIT_MMIO
-        raise AssertionError(f"the twin's guest left with reason {reason}")
-    return spent
+    parts = [
+        TwinPart(whole.index(bytes(p.segment.data)) + p.offset, p.size, p.physical) for p in layout.placements
+    ]
+    mappings = twin_mappings(layout.mappings)
+    return TwinPlan(
+        str(image).encode(),
+        (TwinPart * len(parts))(*parts),
+        len(parts),
+        mappings,
+        len(mappings),
+        layout.ram.physical,
+        layout.ram.size,
+        layout.tables.physical,
+        TwinState.of(state | {"cr3": layout.tables.physical}),
+        direct,
+        layout.tables.virtual,  # a mapped page; nothing is pushed
+    )
 
 
 def cold(runs: int = 5) -> dict[str, float]:

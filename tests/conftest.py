@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rift_core import Machine, PluginUnavailableError, open_machine
+from rift_core import Machine, open_machine
+from rift_core.testing.tools import require_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,18 +30,10 @@ X86_64 = {
 """One function each, as machine code."""
 
 
-def need_backend(open_it: Callable[[], Machine]) -> Machine:
-    """A machine, or a skip that says why there is none."""
-    try:
-        return open_it()
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
-
-
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     """A machine with nothing but room for code."""
-    opened = need_backend(lambda: open_machine(code=X86_64["halt"], isa="x86_64"))
+    opened = require_machine(lambda: open_machine(code=X86_64["halt"], isa="x86_64"))
     with opened:
         yield opened
 
@@ -52,7 +45,7 @@ def run_code() -> Iterator[Callable[..., Machine]]:
 
     def make(name: str | bytes, **options: Any) -> Machine:
         code = X86_64[name] if isinstance(name, str) else name
-        made.append(need_backend(lambda: open_machine(code=code, isa="x86_64", **options)))
+        made.append(require_machine(lambda: open_machine(code=code, isa="x86_64", **options)))
         return made[-1]
 
     yield make

@@ -56,7 +56,7 @@ def test_the_package_of_a_plugin_loads_no_native_code(plugin: Path) -> None:
             assert not any("_native" in name for name in names), package
 
 
-@pytest.mark.parametrize("name", ["rift_abi.h", "rift_dispatch.h", "rift_dispatch.c"])
+@pytest.mark.parametrize("name", sorted(path.name for path in (CORE / "include").glob("*.[ch]")))
 def test_the_shared_c_files_exist_once(name: str) -> None:
     copies = list(ROOT.glob(f"plugins/*/src/*/native/{name}"))
     for path in copies:

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rift_core import PluginUnavailableError, open_machine
-from rift_core.build import build
+from rift_core import load_config, open_machine
+from rift_core.testing.tools import require_compiler, require_machine
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("gcc") is None and shutil.which("clang") is None,
-    reason="no C compiler: install the package gcc or clang",
-)
+
+@pytest.fixture(autouse=True)
+def needs_compiler() -> None:
+    require_compiler()
 
 
 @pytest.fixture
@@ -39,10 +39,7 @@ def run_module(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -
     assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    try:
-        status = module.main()
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
+    status = require_machine(module.main)
     assert isinstance(status, int)
     return status
 
@@ -50,15 +47,10 @@ def run_module(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("example", ["hello"], indirect=True)
 def test_hello(example: Path, compiler: str) -> None:
-    if shutil.which(compiler) is None:
-        pytest.skip(f"{compiler} is not installed: install the package {compiler}")
-    build(example / "guest.c", example / "guest", compiler=compiler)
+    require_compiler(compiler)
+    config = load_config(example / "rift.toml", overrides={"binary.compiler": compiler})
     console = io.StringIO()
-    try:
-        machine = open_machine(example / "rift.toml", console=console)
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
-    with machine:
+    with require_machine(lambda: open_machine(config, console=console)) as machine:
         assert machine.thread("main").start().join(timeout=30).status == 0
         assert machine.call("add", 20, 22) == 42
         root = machine.engine.space.root

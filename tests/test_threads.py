@@ -18,6 +18,7 @@ from rift_core import (
     Stop,
     UnhandledExitError,
 )
+from rift_core.engine import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,3 +245,50 @@ def test_kicks_at_random_moments_are_never_lost(run_code: MakeMachine) -> None:
     assert served == 200
     thread.kill()
     assert thread.join(10).reason == "killed"
+
+
+def test_a_gate_lets_some_through(run_code: MakeMachine) -> None:
+    machine = run_code("count", threads=[{"name": "a"}, {"name": "b"}])
+    counters = {name: machine.map(address, 0x1000) for name, address in (("a", 0x6000_0000), ("b", 0x6001_0000))}
+    for name, address in (("a", 0x6000_0000), ("b", 0x6001_0000)):
+        machine.thread(name).start(address)
+
+    def count(name: str) -> int:
+        return int.from_bytes(machine.memory[counters[name] : counters[name] + 8], "little")
+
+    def moves(name: str, seconds: float = 0.3) -> bool:
+        before = count(name)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if count(name) != before:
+                return True
+            time.sleep(0.005)
+        return False
+
+    gate = Gate(machine.engine)
+    gate.close(through=[machine.thread("b").context])
+    assert gate.wait(10)
+    assert machine.thread("a").context.held
+    assert not moves("a", 0.05)
+    assert moves("b")
+    gate.close()  # for b as well
+    assert gate.wait(10)
+    assert not moves("b", 0.05)
+    with machine.pause(10):
+        gate.open()
+        assert not moves("a", 0.05), "the pause still holds"
+    assert moves("a")
+    assert moves("b")
+    machine.kill()
+
+
+def test_time_at_a_gate_does_not_count_for_limits(run_code: MakeMachine) -> None:
+    machine = run_code("spin", limits={"wall_time": 0.3})
+    thread = machine.thread().start()
+    with machine.pause(10):
+        time.sleep(0.5)
+        assert thread.state == "running"
+    started = time.monotonic()
+    with pytest.raises(LimitError):
+        thread.join(10)
+    assert time.monotonic() - started < 5

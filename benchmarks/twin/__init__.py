@@ -10,15 +10,19 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import rift_kvm
 from rift_core import get_include
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from rift_core.machine import Machine
-    from rift_core.memory import Mapping
+    from rift_core import memory
 
 HERE = Path(__file__).parent
+
+FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=default")
+"""As the native pieces of the plugins are compiled."""
 
 READ_WRITE_FLAGS = 0x1 | 0x2 | 0x20 | 0x40
 """Present, writable, accessed, dirty (SDM volume 3, 4.5.4): what a data page's entry holds."""
@@ -36,6 +40,45 @@ class TwinMapping(ctypes.Structure):
     )
 
 
+STATE = ("cr3", "cr0", "cr4", "efer", "gdtr.base", "idtr.base", "tr.base", "xcr0")
+"""Registers that make up ``struct twin_state``, in its order."""
+
+
+class TwinState(ctypes.Structure):
+    """``struct twin_state``."""
+
+    _fields_ = tuple((name.replace(".", "_"), ctypes.c_uint64) for name in STATE)
+
+    @classmethod
+    def of(cls, registers: Mapping[str, int]) -> TwinState:
+        """From what Rift has set."""
+        return cls(*(registers[name] for name in STATE))
+
+
+class TwinPart(ctypes.Structure):
+    """``struct twin_part``."""
+
+    _fields_ = (("offset", ctypes.c_uint64), ("size", ctypes.c_uint64), ("physical", ctypes.c_uint64))
+
+
+class TwinPlan(ctypes.Structure):
+    """``struct twin_plan``."""
+
+    _fields_ = (
+        ("path", ctypes.c_char_p),
+        ("parts", ctypes.POINTER(TwinPart)),
+        ("part_count", ctypes.c_size_t),
+        ("mappings", ctypes.POINTER(TwinMapping)),
+        ("mapping_count", ctypes.c_size_t),
+        ("ram_gpa", ctypes.c_uint64),
+        ("ram_size", ctypes.c_uint64),
+        ("tables", ctypes.c_uint64),
+        ("state", TwinState),
+        ("entry", ctypes.c_uint64),
+        ("stack", ctypes.c_uint64),
+    )
+
+
 class Counter(ctypes.Structure):
     """``struct twin_counter``."""
 
@@ -47,15 +90,15 @@ def library() -> Any:
     """The compiled twin."""
     target = Path(tempfile.mkdtemp(prefix="rift-twin-")) / "twin.so"
     compiler = os.environ.get("CC", "gcc")
-    subprocess.run(
-        [compiler, "-O2", "-Wall", "-shared", "-fPIC", f"-I{get_include()}", "-o", target, HERE / "twin.c"], check=True
-    )
+    includes = [f"-I{get_include()}", f"-I{rift_kvm.get_include()}"]
+    sources = [HERE / "twin.c", HERE / "binding.c"]
+    subprocess.run([compiler, *FLAGS, "-shared", "-fPIC", *includes, "-o", target, *sources], check=True)
     loaded = ctypes.CDLL(str(target))
     u64, pointer = ctypes.c_uint64, ctypes.c_void_p
     loaded.twin_open.restype = pointer
     loaded.twin_close.argtypes = [pointer]
     loaded.twin_map.argtypes = [pointer, ctypes.c_uint32, u64, u64, u64, ctypes.c_int]
-    loaded.twin_vcpu.argtypes = [pointer, *[u64] * 8]
+    loaded.twin_vcpu.argtypes = [pointer, ctypes.POINTER(TwinState)]
     loaded.twin_set.argtypes = [pointer, *[u64] * 4]
     loaded.twin_run.argtypes = [pointer]
     loaded.twin_exits.argtypes = [pointer, u64]
@@ -64,22 +107,25 @@ def library() -> Any:
     loaded.twin_calls.restype = u64
     loaded.twin_tables.argtypes = [pointer, u64, u64, ctypes.POINTER(TwinMapping), ctypes.c_size_t]
     loaded.twin_tables.restype = None
-    loaded.twin_memory.argtypes = [u64]
-    loaded.twin_memory.restype = pointer
-    loaded.twin_release.argtypes = [pointer, u64]
-    loaded.twin_release.restype = None
+    loaded.twin_start.argtypes = [ctypes.POINTER(TwinPlan)]
+    loaded.twin_start.restype = u64
+    loaded.twin_binding.restype = ctypes.c_size_t
+    loaded.twin_plain_loop.argtypes = [u64, ctypes.c_size_t, pointer]
+    loaded.twin_plain_loop.restype = u64
     return loaded
 
 
-def twin_mappings(mappings: Iterable[Mapping]) -> Any:
+def function_address(name: str) -> int:
+    """Where one of the twin's functions is, for Rift to call."""
+    return ctypes.cast(getattr(library(), name), ctypes.c_void_p).value or 0
+
+
+def twin_mappings(mappings: Iterable[memory.Mapping]) -> Any:
     """The same mappings for ``twin_tables``."""
     items = [
         TwinMapping(m.virtual, m.physical, m.size, READ_WRITE_FLAGS, m.largest_page or 0x20_0000) for m in mappings
     ]
     return (TwinMapping * len(items))(*items)
-
-
-STATE = ("cr3", "cr0", "cr4", "efer", "gdtr.base", "idtr.base", "tr.base", "xcr0")
 
 
 class TwinOf:
@@ -93,7 +139,7 @@ class TwinOf:
         for slot, region in enumerate(machine.memory.regions):
             self.library.twin_map(self.handle, slot, region.guest_address, region.size, buffer_address(region.host), 0)
         self._keep = machine
-        if self.library.twin_vcpu(self.handle, *(state[name] for name in STATE)) < 0:
+        if self.library.twin_vcpu(self.handle, TwinState.of(state)) < 0:
             raise OSError("the twin's vCPU cannot be made")
 
     def close(self) -> None:

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -81,9 +82,13 @@ static struct kvm_segment segment(uint16_t selector, uint8_t type, int code, int
     };
 }
 
+/* What a vCPU in long mode takes, as Rift has set it. */
+struct twin_state {
+    uint64_t cr3, cr0, cr4, efer, gdt, idt, tss, xcr0;
+};
+
 /* One vCPU in long mode; the tables, descriptor tables and stack are those that Rift has written. */
-int twin_vcpu(struct twin *twin, uint64_t cr3, uint64_t cr0, uint64_t cr4, uint64_t efer, uint64_t gdt,
-              uint64_t idt, uint64_t tss, uint64_t xcr0) {
+int twin_vcpu(struct twin *twin, const struct twin_state *state) {
     twin->vcpu = ioctl(twin->vm, KVM_CREATE_VCPU, 0);
     twin->run_size = (size_t)ioctl(twin->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
     twin->run = mmap(NULL, twin->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, twin->vcpu, 0);
@@ -92,22 +97,22 @@ int twin_vcpu(struct twin *twin, uint64_t cr3, uint64_t cr0, uint64_t cr4, uint6
     struct kvm_sregs sregs;
     if (ioctl(twin->vcpu, KVM_GET_SREGS, &sregs) < 0)
         return -errno;
-    sregs.cr3 = cr3;
-    sregs.cr0 = cr0;
-    sregs.cr4 = cr4;
-    sregs.efer = efer;
+    sregs.cr3 = state->cr3;
+    sregs.cr0 = state->cr0;
+    sregs.cr4 = state->cr4;
+    sregs.efer = state->efer;
     sregs.cs = segment(0x08, 0xb, 1, 0);
     sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = segment(0x10, 0x3, 0, 0);
     sregs.tr = segment(0x28, 0xb, 0, 1);
-    sregs.tr.base = tss;
-    sregs.gdt.base = gdt;
+    sregs.tr.base = state->tss;
+    sregs.gdt.base = state->gdt;
     sregs.gdt.limit = 0x37;
-    sregs.idt.base = idt;
+    sregs.idt.base = state->idt;
     sregs.idt.limit = 0xfff;
     if (ioctl(twin->vcpu, KVM_SET_SREGS, &sregs) < 0)
         return -errno;
-    struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs = {{.xcr = 0, .value = xcr0}}};
-    if (xcr0 && ioctl(twin->vcpu, KVM_SET_XCRS, &xcrs) < 0)
+    struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs = {{.xcr = 0, .value = state->xcr0}}};
+    if (state->xcr0 && ioctl(twin->vcpu, KVM_SET_XCRS, &xcrs) < 0)
         return -errno;
     struct {
         struct kvm_msrs head;
@@ -115,7 +120,7 @@ int twin_vcpu(struct twin *twin, uint64_t cr3, uint64_t cr0, uint64_t cr4, uint6
     } msrs = {
         .head = {.nmsrs = 5},
         .entries = {{.index = 0xc0000081, .data = 0x0013000800000000},
-                    {.index = 0xc0000082, .data = idt},
+                    {.index = 0xc0000082, .data = state->idt},
                     {.index = 0xc0000084, .data = 0x47700},
                     {.index = 0xc0000102},
                     {.index = 0x277, .data = 0x0007040600070406}},
@@ -209,7 +214,7 @@ int twin_count_exit(void *context, const struct rift_host *host, struct rift_exi
 }
 
 /* Guest memory as Rift makes it: a memfd, shared. */
-void *twin_memory(uint64_t size) {
+static void *shared_memory(uint64_t size) {
     int descriptor = memfd_create("twin", MFD_CLOEXEC);
     if (ftruncate(descriptor, (off_t)size) < 0)
         return NULL;
@@ -218,6 +223,49 @@ void *twin_memory(uint64_t size) {
     return memory == MAP_FAILED ? NULL : memory;
 }
 
-void twin_release(void *memory, uint64_t size) {
-    munmap(memory, size);
+/* A piece of the file, and where in RAM it goes. */
+struct twin_part {
+    uint64_t offset, size, physical;
+};
+
+struct twin_plan {
+    const char *path;
+    const struct twin_part *parts;
+    size_t part_count;
+    const struct twin_mapping *mappings;
+    size_t mapping_count;
+    uint64_t ram_gpa, ram_size, tables;
+    struct twin_state state;
+    uint64_t entry, stack;
+};
+
+/* Maps the file, fills RAM, writes the tables, makes one VM and one vCPU, and runs to the first exit: nanoseconds,
+ * or 0 when something failed or the exit is not the store that was expected. Clearing up is not in it. */
+uint64_t twin_start(const struct twin_plan *plan) {
+    uint64_t begin = now();
+    int descriptor = open(plan->path, O_RDONLY | O_CLOEXEC);
+    struct stat status;
+    if (descriptor < 0 || fstat(descriptor, &status) < 0)
+        return 0;
+    size_t file_size = (size_t)status.st_size;
+    uint8_t *file = mmap(NULL, file_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    close(descriptor);
+    uint8_t *ram = shared_memory(plan->ram_size);
+    if (file == MAP_FAILED || !ram)
+        return 0;
+    for (size_t number = 0; number < plan->part_count; ++number) {
+        const struct twin_part *part = &plan->parts[number];
+        memcpy(ram + (part->physical - plan->ram_gpa), file + part->offset, part->size);
+    }
+    twin_tables(ram, plan->ram_gpa, plan->tables, plan->mappings, plan->mapping_count);
+    struct twin *twin = twin_open();
+    int ended = -1;
+    if (twin && twin_map(twin, 0, plan->ram_gpa, plan->ram_size, (uint64_t)ram, 0) == 0 &&
+        twin_vcpu(twin, &plan->state) == 0 && twin_set(twin, plan->entry, plan->stack, 0, 0) == 0)
+        ended = twin_run(twin);
+    uint64_t spent = now() - begin;
+    twin_close(twin);
+    munmap(ram, plan->ram_size);
+    munmap(file, file_size);
+    return ended == KVM_EXIT_MMIO ? spent : 0;
 }

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from rift_core import open_machine
-from rift_core.build import build
+from rift_core import load_config, open_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,12 +60,8 @@ def host_functions(folder: Path) -> dict[str, Callable[[int, int], int]]:
 def measure(privilege: str, pages: int, rounds: int, repeat: int) -> dict[str, tuple[float, float]]:
     """Nanoseconds an access, (guest, host), for each pattern."""
     results = {}
-    build(HERE / "guest.c", HERE / "guest", entry=None, runtime=False)
-    configuration = {
-        "binary": {"path": str(HERE / "guest")},
-        "threads": [{"name": "main", "entry": "guest_linear", "privilege": privilege}],
-    }
-    with tempfile.TemporaryDirectory() as folder, open_machine(configuration) as machine:
+    config = load_config(HERE / "rift.toml", overrides={"threads.main.privilege": privilege})
+    with tempfile.TemporaryDirectory() as folder, open_machine(config) as machine:
         host = host_functions(Path(folder))
         for pattern in PATTERNS:
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rift_core import GuestFaultError, open_machine
-from rift_core.build import build
 
 HERE = Path(__file__).parent
 HEAP = 0x3F0000
 
 
 def main() -> int:
-    build(HERE / "guest.c", HERE / "guest")
     with open_machine(HERE / "rift.toml") as machine:
         print("before:", machine.translate(HEAP).reason)
         stop = machine.thread("main").start().join(timeout=30)

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from rift_core import GuestError, GuestFaultError, open_machine
-from rift_core.build import build
 
 if TYPE_CHECKING:
     from rift_core import Machine
@@ -74,7 +73,6 @@ def outcome(machine: Machine, function: str, arguments: tuple[Any, ...]) -> tupl
 
 
 def main() -> int:
-    build(HERE / "guest.c", HERE / "guest")
     table = Table(title="attempts from user mode (ring 3)")
     table.add_column("attempt")
     table.add_column("outcome")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rift_core.errors import HypervisorError
+from rift_core.errors import HypervisorError, UnsupportedError
 from rift_kvm import guest as g
 
 if TYPE_CHECKING:
@@ -112,13 +112,27 @@ def test_registers_reach_the_guest_and_come_back(bench: KvmBench) -> None:
     assert vcpu.read_registers(("rcx",)) == {"rcx": 3}
 
 
-def test_the_tsc_goes_on(bench: KvmBench) -> None:
-    vcpu = bench.start(b"")
-    vcpu.write_registers({"tsc": 1 << 50})
-    first = vcpu.read_registers(("tsc",))["tsc"]
-    assert first >= 1 << 50
+def test_the_tsc_goes_on_and_is_the_one_that_the_guest_reads(bench: KvmBench) -> None:
+    vcpu = bench.start(bytes.fromhex("0f31"))  # rdtsc
     bench.go_on(vcpu)
-    assert vcpu.read_registers(("tsc",))["tsc"] >= first
+    values = vcpu.read_registers(("rdx", "rax"))
+    guest = values["rdx"] << 32 | values["rax"]
+    first = vcpu.read_registers(("tsc",))["tsc"]
+    assert guest <= first
+    assert vcpu.read_registers(("tsc",))["tsc"] > first  # never a remembered value
+
+
+def test_a_tsc_that_is_written_lasts_or_is_refused(bench: KvmBench) -> None:
+    vcpu = bench.start(b"")
+    start = 1 << 60
+    if "tsc_offset" not in bench.vm.capabilities:
+        with pytest.raises(UnsupportedError, match="lacks the capability tsc_offset"):
+            vcpu.write_registers({"rbx": 5, "tsc": start})
+        assert vcpu.read_registers(("rbx",)) == {"rbx": 0}  # all or nothing
+        return
+    vcpu.write_registers({"tsc": start})
+    bench.go_on(vcpu)
+    assert start <= vcpu.read_registers(("tsc",))["tsc"] < start + (1 << 50)
 
 
 def test_what_is_refused_says_which(bench: KvmBench) -> None:

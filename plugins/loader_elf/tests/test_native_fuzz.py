@@ -176,33 +176,34 @@ def test_symbols(entries: list[tuple[int, int, int, int, int]], names: bytes, bi
     data = buffer(table + names)
     symbols = ffi.new("struct rift_elf_section *", {"type": 2, "offset": 0, "size": len(table), "entry_size": 24})
     strings = ffi.new("struct rift_elf_section *", {"type": 3, "offset": len(table), "size": len(names)})
-    error, found = ffi.new("struct rift_elf_error *"), ffi.new("struct rift_elf_found *")
+    error, found = ffi.new("struct rift_elf_error *"), ffi.new("struct rift_found *")
+    reason = ffi.new("struct rift_error *")
     handle = lib.rift_elf_symbols_open(data, len(table + names), 62, bias, symbols, strings, error)
     assert handle != ffi.NULL
     try:
         listed = []
         first = 0
-        while lib.rift_elf_symbols_next(handle, first, found):
+        while lib.rift_symbols_next(handle, first, found, reason):
             listed.append((bytes(ffi.buffer(found.name, found.name_size)), found.address, found.size, found.index))
             first = found.index + 1
-        assert lib.rift_elf_symbols_count(handle) == len(listed)
+        assert lib.rift_symbols_count(handle) == len(listed)
         for name, _, _, _ in listed:
-            assert lib.rift_elf_symbols_find(handle, name, len(name), found, error) == 1
+            assert lib.rift_symbols_find(handle, name, len(name), found, reason) == 1
             assert bytes(ffi.buffer(found.name, found.name_size)) == name
-        assert lib.rift_elf_symbols_find(handle, b"no such name", 12, found, error) == 0
+        assert lib.rift_symbols_find(handle, b"no such name", 12, found, reason) == 0
         for address in addresses:
             for low in (0, max(0, address - 100)):
-                status = lib.rift_elf_symbols_nearest(handle, address, low, found, error)
+                status = lib.rift_symbols_nearest(handle, address, low, found, reason)
                 fits = [entry for entry in listed if entries[entry[3]][2] != w.ABS and entry[1] <= address]
                 fits = [e for e in fits if e[1] >= low or min(e[1] + e[2], (1 << 64) - 1) > address]
                 assert status == bool(fits)
                 if status:
                     assert found.index in [entry[3] for entry in fits]
-        several = ffi.new("struct rift_elf_found[]", 64)
-        assert 0 <= lib.rift_elf_symbols_similar(handle, b"abc", 3, several, 64) <= min(64, len(listed))
+        several = ffi.new("struct rift_found[]", 64)
+        assert 0 <= lib.rift_symbols_similar(handle, b"abc", 3, several, 64) <= min(64, len(listed))
     finally:
-        lib.rift_elf_symbols_close(handle)
-    lib.rift_elf_symbols_close(ffi.NULL)
+        lib.rift_symbols_close(handle)
+    lib.rift_symbols_close(ffi.NULL)
 
 
 @given(st.binary(max_size=64), NUMBERS)
@@ -219,14 +220,15 @@ def test_symbols_that_change_while_they_are_used() -> None:
     data = buffer(table + names)
     symbols = ffi.new("struct rift_elf_section *", {"type": 2, "offset": 0, "size": len(table), "entry_size": 24})
     strings = ffi.new("struct rift_elf_section *", {"type": 3, "offset": len(table), "size": len(names)})
-    error, found = ffi.new("struct rift_elf_error *"), ffi.new("struct rift_elf_found *")
+    error, found = ffi.new("struct rift_elf_error *"), ffi.new("struct rift_found *")
+    reason = ffi.new("struct rift_error *")
     handle = lib.rift_elf_symbols_open(data, len(table + names), 62, 0, symbols, strings, error)
     for turn in range(500):
         for _ in range(20):
             data[generator.randrange(len(data))] = generator.randrange(256)
         name = f"name{turn % 200}".encode()
-        assert lib.rift_elf_symbols_find(handle, name, len(name), found, error) in (0, 1)
-        assert lib.rift_elf_symbols_nearest(handle, turn * 7, 0, found, error) in (0, 1)
-        several = ffi.new("struct rift_elf_found[]", 8)
-        lib.rift_elf_symbols_similar(handle, name, len(name), several, 8)
-    lib.rift_elf_symbols_close(handle)
+        assert lib.rift_symbols_find(handle, name, len(name), found, reason) in (0, 1)
+        assert lib.rift_symbols_nearest(handle, turn * 7, 0, found, reason) in (0, 1)
+        several = ffi.new("struct rift_found[]", 8)
+        lib.rift_symbols_similar(handle, name, len(name), several, 8)
+    lib.rift_symbols_close(handle)

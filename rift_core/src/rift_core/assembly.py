@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rift_core.backend import Limits, ProbeResult, VmSpec
@@ -23,9 +23,12 @@ from rift_core.host_memory import HostMemory
 from rift_core.isa import Area, Vectors
 from rift_core.layout import SPARE_TABLES, MachinePlan, ThreadRequest, plan
 from rift_core.memory import Gva, MemoryRegion, Permission
+from rift_core.payload import build_payload
 from rift_core.thread import Thread
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rift_core.backend import Binding
     from rift_core.catalog import Catalog, CatalogEntry
     from rift_core.config import MachineConfig, ThreadConfig
@@ -88,14 +91,22 @@ def raw_binary(code: bytes, isa: str) -> Binary:
 
 
 def load_binary(config: MachineConfig, catalog: Catalog) -> Binary:
-    """Have the configured loader, or each installed one in turn, read the file.
+    """Have the configured loader, or each installed one in turn, read the file; a source is built first.
 
-    :raises BinaryError: damaged.  :raises ConfigError: no path.  :raises PluginNotFoundError: no such loader.
+    :raises BinaryError: damaged.  :raises ConfigError: no path, or of another ISA than the configuration's.
+    :raises PluginNotFoundError: no such loader.  :raises BuildError: the source does not compile.
     """
-    path = config.binary.path
-    if path is None:
+    if config.binary.path is None:
         raise ConfigError("binary.path is missing: name the payload, or give open_machine(code=...)")
-    path = config.directory / path
+    wanted = config.isa.name
+    built = build_payload(config, wanted if wanted != "auto" else host_isa())
+    binary = _read_binary(config, catalog, config.directory / config.binary.path if built is None else built.path)
+    if wanted not in ("auto", binary.isa):
+        raise ConfigError(f"isa.name is {wanted!r}, but {binary.title} is {binary.isa} code")
+    return binary if built is None else replace(binary, built=built)
+
+
+def _read_binary(config: MachineConfig, catalog: Catalog, path: Path) -> Binary:
     if config.loader.name != "auto":
         entries = [catalog.get("loader", config.loader.name)]
     else:
@@ -166,8 +177,6 @@ def assemble(
         binary = raw_binary(code, wanted if wanted != "auto" else host_isa())
     else:
         binary = load_binary(config, catalog)
-    if wanted not in ("auto", binary.isa):
-        raise ConfigError(f"isa.name is {wanted!r}, but {binary.path} is {binary.isa} code")
     return plan_machine(config, catalog, binary, backend or choose_backend(config, catalog, binary.isa))
 
 
@@ -202,8 +211,6 @@ def check(config: MachineConfig, catalog: Catalog) -> Assembly:
     :raises RiftError: whatever would keep the machine from being made.
     """
     binary = load_binary(config, catalog)
-    if config.isa.name not in ("auto", binary.isa):
-        raise ConfigError(f"isa.name is {config.isa.name!r}, but {binary.path} is {binary.isa} code")
     try:
         backend = choose_backend(config, catalog, binary.isa)
     except PluginUnavailableError as error:
@@ -250,7 +257,7 @@ def find_symbol(binary: Binary, name: str) -> Gva:
     if symbol is None:
         similar = binary.symbols.similar(name)
         hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-        raise SymbolNotFoundError(f"{binary.path or 'the code'} has no symbol {name!r}{hint}")
+        raise SymbolNotFoundError(f"{binary.title} has no symbol {name!r}{hint}")
     return symbol.address
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rift_core.memory import Gva, Permission
+    from rift_core.payload import BuiltPayload
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class NoSymbols:
 class Binary:
     """A parsed, checked and relocated executable. ``path`` is None for raw code.
 
-    ``owner`` keeps whatever the views point into alive (the file mapping).
+    ``owner`` keeps whatever the views point into alive (the file mapping). ``built`` is core's: where the file was
+    built from a source first.
     """
 
     path: Path | None
@@ -99,3 +101,9 @@ class Binary:
     segments: tuple[Segment, ...]
     symbols: SymbolTable = field(default_factory=NoSymbols)
     owner: object = None
+    built: BuiltPayload | None = None
+
+    @property
+    def title(self) -> str:
+        """What messages call it: the source that it was built from, else the file."""
+        return str(self.path or "the code") if self.built is None else str(self.built.source)

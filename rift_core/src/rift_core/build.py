@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from rift_core import doorbell as doorbell_page
 from rift_core.errors import PluginNotFoundError, RiftError
+from rift_core.files import SOURCE_SUFFIXES, is_source
 from rift_core.plugin import ENTRY_POINTS
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def build(
     doorbell: int = doorbell_page.DEFAULT_ADDRESS,
     runtime: bool = True,
     options: Iterable[str] = (),
+    directory: Path | None = None,
     folder: Path | None = None,
     verbose: Callable[[str], None] | None = None,
 ) -> BuildResult:
@@ -266,6 +268,7 @@ def build(
     :param doorbell: guest-virtual address of the doorbell page, below 2 GiB.
     :param runtime: add the guest runtime; a payload that brings everything itself does without.
     :param options: further options of the compiler, last on its command line.
+    :param directory: where the compiler runs, so that relative paths in ``options`` count from there.
     :param folder: the ISA's part of the runtime; that of the installed plugin when None.
     :param verbose: is called with the command line before it runs.
     :raises BuildError: no compiler, a source that is not there, or whatever the compiler says.
@@ -273,11 +276,15 @@ def build(
     """
     files = [Path(source) for source in ([sources] if isinstance(sources, Path | str) else sources)]
     destination = Path(output)
+    if directory is not None:
+        files, destination = [file.absolute() for file in files], destination.absolute()
     if not files:
         raise BuildError("there is no source to build")
     for file in files:
         if not file.is_file():
             raise BuildError(f"{file}: no such source")
+        if not is_source(file):
+            raise BuildError(f"{file}: a source is called {', '.join('*' + suffix for suffix in SOURCE_SUFFIXES)}")
         if destination.exists() and file.samefile(destination):
             raise BuildError(f"{file} is both source and output")
     if base is not None and (base < 0 or base % 0x1000):
@@ -298,19 +305,25 @@ def build(
         shown = (*command[:-1], str(destination))
         if verbose:
             verbose(shlex.join(shown))
-        warnings = _run(command, shown)
+        warnings = _run(command, shown, directory)
         made.replace(destination)
     return BuildResult(shown, destination, warnings)
 
 
-def _run(command: list[str], shown: tuple[str, ...]) -> str:
+def _run(command: list[str], shown: tuple[str, ...], directory: Path | None) -> str:
     """Run the compiler; what it said.
 
     :raises BuildError: it failed.
     """
     try:
         answer = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            stdin=subprocess.DEVNULL,
+            cwd=directory,
         )
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error}") from error

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_args
 
 from rift_core.errors import PluginConflictError, PluginError, PluginLoadError, PluginNotFoundError
-from rift_core.plugin import ENTRY_POINTS, PluginInfo, PluginKind, Section
+from rift_core.plugin import CORE_TABLES, ENTRY_POINTS, PluginInfo, PluginKind, Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -94,6 +94,10 @@ class Catalog:
         """Whether such a plugin is installed."""
         return (kind, name) in self._entries
 
+    def of_table(self, table: str) -> list[CatalogEntry]:
+        """The extensions that a table of the configuration stands for."""
+        return [entry for entry in self.of_kind("extension") if entry.info.table == table]
+
     def conflicts(self) -> list[list[CatalogEntry]]:
         """Plugins that share kind and name."""
         return [entries for entries in self._entries.values() if len(entries) > 1]
@@ -147,6 +151,8 @@ def _check(info: object) -> None:
         raise PluginError(f"{info.kind} name {info.name!r}: a binding, and nothing else, is called backend/isa")
     if not (isinstance(info.config, type) and issubclass(info.config, Section)):
         raise PluginError(f"the settings of {info.kind} {info.name} are not a subclass of rift_core.Section")
+    if info.table and (info.kind != "extension" or not info.table.isidentifier() or info.table in CORE_TABLES):
+        raise PluginError(f"{info.kind} {info.name} cannot have the table {info.table!r} of a configuration")
     if "name" in info.config.model_fields:
         raise PluginError(f"the settings of {info.kind} {info.name} have a key 'name': core adds that itself")
 

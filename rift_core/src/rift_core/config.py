@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from rift_core.catalog import Catalog
 from rift_core.config_model import (
     ARRAYS,
+    BUILD_KEYS,
     SINGLE,
     BinarySection,
     LimitsSection,
@@ -29,6 +30,7 @@ from rift_core.config_model import (
 from rift_core.config_places import excerpt, syntax_problem
 from rift_core.config_problems import Document, describe_errors
 from rift_core.errors import ConfigError, PluginConflictError, PluginNotFoundError
+from rift_core.files import is_source, kind_of
 from rift_core.overrides import apply_overrides
 from rift_core.sizes import Size
 
@@ -50,7 +52,8 @@ class MachineConfig:
 
     ``backend``, ``isa``, ``loader``, and each of ``exit_handlers`` and ``extensions``, are the plugin's own
     model with the key ``name`` added; a name ``auto`` leaves the choice to the machine. Relative paths count
-    from ``directory``: the file's, or the current one. ``path`` is None for dictionaries.
+    from ``directory``: the file's, or the current one. ``path`` is None for dictionaries. An extension's own table
+    (``PluginInfo.table``) has become one of ``extensions``.
     """
 
     binary: BinarySection
@@ -75,11 +78,13 @@ def load_config(
 ) -> MachineConfig:
     """Read and validate a configuration.
 
-    :param source: a TOML file, or the same as nested dictionaries.
+    :param source: a TOML file, or the same as nested dictionaries. A C or assembler source, or an executable, stands
+        for a configuration that only names it; the content decides.
     :param overrides: dotted keys to values; a string is parsed as a TOML value where it is one.
     :param environ: instead of the process's environment.
     :param catalog: the plugins to choose from, instead of all that are installed.
     :raises ConfigError: each problem with its key and, in a file, line and column.
+    :raises BinaryError: the file is neither a configuration, nor a source, nor an executable.
     :raises PluginNotFoundError: a name chooses a plugin that is not installed.
     :raises PluginConflictError: a name chooses a plugin that two distributions provide.
     """
@@ -92,7 +97,10 @@ def load_config(
     else:
         path = Path(source)
         directory = path.absolute().parent
-        text, data = _read(path)
+        if _names_payload(path):
+            data, path = {"binary": {"path": str(path.absolute())}}, None
+        else:
+            text, data = _read(path)
     _complete(data, catalog)
     origins = apply_overrides(data, os.environ if environ is None else environ, overrides or {})
     _complete(data, catalog)
@@ -115,6 +123,26 @@ def code_config(
     chosen = {"isa.name": isa, "backend.name": backend}
     overrides = {key: name for key, name in chosen.items() if name != "auto"}
     return load_config(sections, overrides=overrides, environ=environ, catalog=catalog)
+
+
+def _names_payload(path: Path) -> bool:
+    """Whether a file is no configuration but a payload. What is not there would have been one."""
+    return path.suffix.lower() != ".toml" and path.exists() and kind_of(path) != "configuration"
+
+
+def extension_section(name: str, settings: Mapping[str, Any], catalog: Catalog) -> Any:
+    """The validated table of an extension that no file names.
+
+    :raises ConfigError: each problem with its key.
+    """
+    shape = shape_of(catalog)
+    document = Document({"extensions": [{"name": name, **settings}]})
+    try:
+        return shape.members["extensions"][name].model_validate(document.data["extensions"][0])
+    except ValidationError as error:
+        placed = [{**e, "loc": ("extensions", 0, *e["loc"])} for e in error.errors(include_url=False)]
+        problems = describe_errors(placed, document, shape)
+        raise ConfigError("\n".join([f"the settings of extension {name!r} are not valid:", *problems])) from None
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -178,6 +206,14 @@ def _validate(document: Document, catalog: Catalog, directory: Path) -> MachineC
     except ValidationError as error:
         problems = describe_errors(error.errors(include_url=False), document, shape)
         raise ConfigError("\n".join([f"{subject} is not valid:", *problems])) from None
+    if valid.binary.path is None or not is_source(valid.binary.path):
+        keys = [key for key in BUILD_KEYS if key in valid.binary.model_fields_set]
+        message = "says how to build a source, but path names none" + (
+            f" ({valid.binary.path})" if valid.binary.path is not None else ""
+        )
+        problems = [document.problem(("binary", key), message) for key in keys]
+        if problems:
+            raise ConfigError("\n".join([f"{subject} is not valid:", *problems]))
     seen: set[str] = set()
     for position, thread in enumerate(valid.threads):
         if thread.name in seen:
@@ -185,6 +221,15 @@ def _validate(document: Document, catalog: Catalog, directory: Path) -> MachineC
             problem = document.problem(("threads", position, "name"), message, value=True)
             raise ConfigError(f"{subject} is not valid:\n{problem}")
         seen.add(thread.name)
+    extensions = list(valid.extensions)
+    for role in shape.roles:
+        section = getattr(valid, role)
+        if section is None:
+            continue
+        if any(section.name == other.name for other in extensions):
+            message = f"extension {section.name!r} is configured twice: in [{role}], and in [[extensions]]"
+            raise ConfigError(f"{subject} is not valid:\n{document.problem((role,), message)}")
+        extensions.append(section)
     return MachineConfig(
         binary=valid.binary,
         loader=valid.loader,
@@ -193,7 +238,7 @@ def _validate(document: Document, catalog: Catalog, directory: Path) -> MachineC
         memory=valid.memory,
         threads=valid.threads,
         exit_handlers=valid.exit_handlers,
-        extensions=valid.extensions,
+        extensions=tuple(extensions),
         limits=valid.limits,
         directory=directory,
         path=document.path,

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 Integer = Annotated[int, Field(strict=True)]
 """An integer, and neither a string nor a truth value."""
 
+Truth = Annotated[bool, Field(strict=True)]
+"""true or false, and nothing that could be taken for them."""
+
+BUILD_KEYS = ("sources", "simd", "pie", "runtime", "compiler", "build_options")
+"""Keys of ``[binary]`` that say how a source becomes a payload."""
+
 SINGLE = {"backend": "backend", "isa": "isa", "loader": "loader"}
 """Tables of one plugin, and the kind of the plugins that can be chosen in them; ``auto`` leaves the choice to core."""
 
@@ -31,7 +37,23 @@ ARRAYS = {"exit_handlers": "exit_handler", "extensions": "extension"}
 class BinarySection(Section):
     """``[binary]``: what to load."""
 
-    path: Path | None = Field(default=None, description="The payload; relative to the configuration file.")
+    path: Path | None = Field(
+        default=None,
+        description="The payload, or a C or assembler source (.c, .S, .s) to build it from; relative to the "
+        "configuration file.",
+    )
+    sources: tuple[Path, ...] = Field(default=(), description="More sources that belong to the payload.")
+    simd: Truth = Field(
+        default=False, description="Let the compiler use vector and floating-point registers, in supervisor code too."
+    )
+    pie: Truth = Field(default=False, description="Build a static PIE, which can be loaded anywhere.")
+    runtime: Truth = Field(default=True, description="Link the guest runtime (rift_guest.h) to it.")
+    compiler: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="gcc, clang, or a path; RIFT_CC, else what is installed, if absent."
+    )
+    build_options: tuple[str, ...] = Field(
+        default=(), description="Further options of the compiler, which runs in the configuration's folder."
+    )
 
 
 class MemorySection(Section):
@@ -156,6 +178,17 @@ class Shape:
             ),
             "limits": (LimitsSection, Field(default=LimitsSection())),
         }
+        self.roles = sorted({entry.info.table for entry in catalog.of_kind("extension")} - {""})
+        for role in self.roles:
+            owners = catalog.of_table(role)
+            self.members[role] = {
+                entry.info.name: _member(
+                    role, entry.info.name, entry.info.config, entry.info.summary, ... if owners[1:] else entry.info.name
+                )
+                for entry in owners
+            }
+            summary = " or ".join(entry.info.summary for entry in owners)
+            fields[role] = (_union(self.members[role]) | None, Field(default=None, description=f"{summary}."))
         self.model: type[BaseModel] = create_model("Configuration", __base__=Section, **fields)
 
     def keys(self, path: tuple[int | str, ...], name: object) -> list[str]:
@@ -164,7 +197,8 @@ class Shape:
             return list(self.model.model_fields)
         table = str(path[0])
         if table in self.members and len(path) == (2 if table in ARRAYS else 1):
-            chosen = self.members[table].get(str(name))
+            found = self.members[table]
+            chosen = next(iter(found.values())) if name is None and len(found) == 1 else found.get(str(name))
             return list(chosen.model_fields) if chosen is not None else ["name"]
         if table in self.sections and len(path) == (2 if table == "threads" else 1):
             return list(self.sections[table].model_fields)

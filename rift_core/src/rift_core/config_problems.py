@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rift_core.config_model import ARRAYS, SINGLE
+from rift_core.config_model import ARRAYS
 from rift_core.config_places import excerpt, find_place
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def real_place(error: Any, data: Any) -> tuple[int | str, ...]:
     parts = list(error["loc"])
     missing = error["type"] == "missing"
     # The tag of a chosen plugin stands right behind its table, and may be the name of a key of it as well.
-    for head, position in ((SINGLE, 1), (ARRAYS, 2)):
-        if len(parts) > position and parts[0] in head and at_path(data, [*parts[:position], "name"]) == parts[position]:
-            del parts[position]
+    position = 2 if parts and parts[0] in ARRAYS else 1
+    if len(parts) > position and at_path(data, [*parts[:position], "name"]) == parts[position]:
+        del parts[position]
     for position, part in enumerate(parts):
         inside = part in at if isinstance(at, Mapping) else isinstance(at, list) and part in range(len(at))
         if inside:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rift_core.dispatch import Dispatcher
     from rift_core.engine import Engine
     from rift_core.exits import ExitResult
-    from rift_core.isa import Area, Privilege
+    from rift_core.isa import Area, GuestFault, Privilege
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ MAIN_THREAD = threading.main_thread().ident
 """The only thread on which Python runs signal handlers."""
 
 _RATE_WINDOW = 0.25  # seconds over which exits a second are counted
+_HELD_LOOK = 0.5  # seconds until the watchdog looks again at a deadline that has passed while the guest is held
 
 
 def signed_status(value: int) -> int:
@@ -76,7 +77,7 @@ class Context:
         self._lock = threading.Lock()
         self._requests: deque[Callable[[], None]] = deque()
         self._ending: Stop | BaseException | None = None
-        self.held = False  # waits for the end of a pause
+        self.held = False  # waits at a closed gate
         # Watched
         self.deadline = NEVER
         self.polled = False
@@ -129,7 +130,7 @@ class Context:
             WATCHDOG.watch(self)
         if engine.closing:
             self.end(StateError("the machine is closed"))
-        elif engine.pauses:
+        elif engine.gates:
             self._kick()
 
     def leave(self) -> None:
@@ -145,6 +146,8 @@ class Context:
                 engine.changed.notify_all()
         while self._requests:
             self._requests.popleft()()
+        if engine.hooks.watches_runs:
+            engine.hooks.run_ended(self)
 
     def loop(self, dispatcher: Dispatcher) -> Stop:
         """Run the guest until it ends: the default of ``rift_run_vcpu``.
@@ -152,7 +155,9 @@ class Context:
         :raises GuestError: the guest did something that nobody answers.
         """
         vcpu = self.acquire_vcpu()
-        run, dispatch = vcpu.run, dispatcher.dispatch
+        run, answer = vcpu.run, dispatcher.answer
+        if self.engine.hooks.watches_runs:
+            self.engine.hooks.run_started(self)
         ending = self.serve()
         if ending is not None:
             return ending
@@ -172,10 +177,7 @@ class Context:
             if kind is ExitKind.MMIO and isa_first <= exit.address < isa_end and exit.is_write:
                 result = self._isa_exit(vcpu, dispatcher, exit)
             else:
-                try:
-                    result = dispatch(vcpu, exit)
-                except UnhandledExitError as error:
-                    raise self._unhandled(vcpu, exit, error) from None
+                result = answer(vcpu, exit) or self._unanswered(vcpu, dispatcher, exit)
             if isinstance(result, Resume):
                 if not exit.is_write:
                     reply = result.value
@@ -185,8 +187,10 @@ class Context:
                 vcpu.inject_exception(result.vector, result.code)
 
     def serve(self) -> Stop | None:
-        """Serve what others have asked; wait while the machine is paused. A Stop ends the run.
+        """Serve what others have asked; wait while a gate is closed (the machine is paused). A Stop ends the run.
 
+        Time spent waiting does not count for deadlines. Owner only, between two entries: the loop calls it, and
+        so may a hook that keeps the guest stopped.
         :raises BaseException: what :meth:`end` was given.
         """
         engine = self.engine
@@ -198,14 +202,16 @@ class Context:
                 if isinstance(ending, Stop):
                     return ending
                 raise ending
-            if not engine.pauses:
+            if not engine.gates or not engine.holds(self):
                 return None
+            since = time.monotonic()
             with engine.changed:
                 self.held = True
                 engine.changed.notify_all()
-                while engine.pauses and not self._requests and self._ending is None:
+                while engine.holds(self) and not self._requests and self._ending is None:
                     engine.changed.wait()
                 self.held = False
+            self._postpone(time.monotonic() - since)
 
     # -- the others' side ------------------------------------------------------------------------
 
@@ -244,7 +250,7 @@ class Context:
         if vcpu is not None:
             vcpu.kick()
         engine = self.engine
-        if engine.pauses:
+        if engine.gates:
             with engine.changed:
                 engine.changed.notify_all()
 
@@ -252,11 +258,20 @@ class Context:
 
     def expire(self) -> None:
         """The deadline has passed, unless it belonged to the run before."""
-        if time.monotonic() < self._expires_at:
+        now = time.monotonic()
+        if self.held:
+            self.deadline = now + _HELD_LOOK  # the time that it is held does not count
+            return
+        if now < self._expires_at:
             self.deadline = self._expires_at
             return
         expiry = self._expiry
         self.end(expiry() if expiry is not None else Stop(0, "killed"))
+
+    def _postpone(self, seconds: float) -> None:
+        if self._expires_at != NEVER:
+            self._expires_at += seconds
+            self.deadline = self._expires_at
 
     def poll(self, now: float) -> None:
         """The heartbeat of a guest on the main thread, and the limit on exits."""
@@ -298,7 +313,7 @@ class Context:
         if register == doorbell.FAULT:
             fault = engine.isa.read_fault(vcpu, engine, exit)
             if fault is not None:
-                raise GuestFaultError(fault_report(engine, fault, self.name), exit=exit)
+                return self._fault(exit, fault)
         elif register != doorbell.USER_CALL:
             raise self._unhandled(vcpu, exit, UnhandledExitError(f"the guest wrote to a reserved register: {exit}"))
         call = engine.isa.read_user_call(vcpu, engine, exit)
@@ -323,6 +338,29 @@ class Context:
             return dispatcher.dispatch(vcpu, call)
         except UnhandledExitError:
             return Resume(_ENOSYS)
+
+    def _fault(self, exit: Exit, fault: GuestFault) -> ExitResult:
+        """An exception that nothing in the guest handles."""
+        engine = self.engine
+
+        def describe() -> RiftError:
+            return GuestFaultError(fault_report(engine, fault, self.name), exit=exit)
+
+        result = engine.hooks.exit_unanswered(self, exit, fault, describe)
+        if result is None:
+            raise describe()
+        return result
+
+    def _unanswered(self, vcpu: VCpu, dispatcher: Dispatcher, exit: Exit) -> ExitResult:
+        """An exit that no handler takes: an extension may, or the run ends."""
+
+        def describe() -> RiftError:
+            return self._unhandled(vcpu, exit, dispatcher.unanswered(exit))
+
+        result = self.engine.hooks.exit_unanswered(self, exit, None, describe)
+        if result is None:
+            raise describe()
+        return result
 
     def _unhandled(self, vcpu: VCpu, exit: Exit, error: UnhandledExitError) -> RiftError:
         """The same error with the guest's registers, place and instruction in it."""

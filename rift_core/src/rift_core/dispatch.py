@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     Observer = Callable[[VCpu, Exit], None]
 
 _EVERYWHERE = range(1 << 64)
-_NO_INTERRUPT_SOURCE = Stop(0, "halt")
+_DEFAULTS = {
+    ExitKind.HALT: Stop(0, "halt"),  # nothing can wake it
+    ExitKind.POWER_OFF: Stop(0, "power-off"),
+    ExitKind.RESET: Stop(0, "reset"),
+}
+"""Answers to exits that nobody takes; by kind."""
 
 
 class _Table:
@@ -79,8 +84,17 @@ class Dispatcher:
     def dispatch(self, vcpu: VCpu, exit: Exit) -> ExitResult:
         """The first answer that is not None: the owner of the address, then the fallbacks.
 
-        A HALT that nobody takes ends the thread with ``Stop(0, "halt")``, POWER_OFF and RESET with theirs.
         :raises UnhandledExitError: nobody answers.
+        """
+        result = self.answer(vcpu, exit)
+        if result is None:
+            raise self.unanswered(exit)
+        return result
+
+    def answer(self, vcpu: VCpu, exit: Exit) -> ExitResult | None:
+        """As :meth:`dispatch`, but None when nobody answers.
+
+        A HALT that nobody takes ends the thread with ``Stop(0, "halt")``, POWER_OFF and RESET with theirs.
         """
         kind = exit.kind
         if self._observers:
@@ -98,7 +112,7 @@ class Dispatcher:
                     result = handler.handle(vcpu, exit)
                     if result is not None:
                         return result
-        return self._unanswered(exit)
+        return _DEFAULTS.get(kind)
 
     def finish(self) -> Exception | None:
         """Tell the handlers that a run or a call has ended; the first exception that one of them raised."""
@@ -119,13 +133,8 @@ class Dispatcher:
         first = (owner.name,) if owner is not None else ()
         return first + tuple(h.name for where, h in table.fallbacks if where.start <= exit.address < where.stop)
 
-    def _unanswered(self, exit: Exit) -> ExitResult:
-        if exit.kind is ExitKind.HALT:
-            return _NO_INTERRUPT_SOURCE
-        if exit.kind is ExitKind.POWER_OFF:
-            return Stop(0, "power-off")
-        if exit.kind is ExitKind.RESET:
-            return Stop(0, "reset")
+    def unanswered(self, exit: Exit) -> UnhandledExitError:
+        """The error that says so, and who was asked."""
         asked = self.asked(exit)
         who = f"asked: {', '.join(asked)}" if asked else "no handler is installed for it"
-        raise UnhandledExitError(f"nobody answers the guest's exit: {exit} ({who})", exit=exit, handlers=asked)
+        return UnhandledExitError(f"nobody answers the guest's exit: {exit} ({who})", exit=exit, handlers=asked)

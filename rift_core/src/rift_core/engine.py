@@ -26,7 +26,7 @@ from rift_core.layout import HEAP, align_up, stack_request
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from rift_core.backend import Limits, Vm
     from rift_core.binary import SymbolTable
@@ -50,6 +50,60 @@ class GuestLimits:
         self.wall_time = wall_time
         self.exits_per_second = exits_per_second
         self.console_bytes = console_bytes
+
+
+class Gate:
+    """Keeps vCPUs outside the guest: closed, it lets none enter but those it is told to let through. Any thread.
+
+    Closing kicks those inside; they come out with their accesses complete, and wait. Several gates may be closed
+    at a time: a vCPU enters when all of them let it through.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.closed = False
+        self._through: frozenset[Context] = frozenset()
+
+    def stops(self, context: Context) -> bool:
+        """Whether ``context`` has to wait here."""
+        return self.closed and context not in self._through
+
+    def close(self, through: Iterable[Context] = ()) -> None:
+        """Let nobody enter but ``through``; on a closed gate, change who that is. Returns at once."""
+        engine = self._engine
+        with engine.changed:
+            self._through = frozenset(through)
+            if not self.closed:
+                self.closed = True
+                engine.gates = (*engine.gates, self)
+                engine.waiting += 1
+            engine.changed.notify_all()
+        for context in list(engine.active):
+            if self.stops(context) and not context.held:
+                context.kick()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until everybody that it stops is outside the guest, but for the calling thread's own vCPU.
+
+        False when ``timeout`` seconds are over: an exit handler does not return.
+        """
+        engine, me = self._engine, threading.get_ident()
+
+        def outside() -> bool:
+            return all(c.held or not c.running or c.owner == me or not self.stops(c) for c in list(engine.active))
+
+        with engine.changed:
+            return engine.changed.wait_for(outside, timeout)
+
+    def open(self) -> None:
+        """Let everybody enter. Harmless when it is open."""
+        engine = self._engine
+        with engine.changed:
+            if self.closed:
+                self.closed = False
+                engine.gates = tuple(gate for gate in engine.gates if gate is not self)
+                engine.waiting -= 1
+                engine.changed.notify_all()
 
 
 class Engine:
@@ -79,7 +133,7 @@ class Engine:
         self.heap.release(plan.heap.start, len(plan.heap))
         self.edits = threading.RLock()  # memory regions, page tables, the heap, the virtual window
         self.changed = threading.Condition()
-        self.pauses = 0
+        self.gates: tuple[Gate, ...] = ()  # those that are closed
         self.waiting = 0  # who waits for a context to leave
         self.contexts: list[Context] = []
         self.active: set[Context] = set()
@@ -294,26 +348,19 @@ class Engine:
 
         :raises TimeoutError: an exit handler did not return in ``timeout`` seconds.
         """
-        me = threading.get_ident()
         self.check_open()
-        with self.changed:
-            self.pauses += 1
-            self.waiting += 1
+        gate = Gate(self)
+        gate.close()
         try:
-            for context in list(self.active):
-                context.kick()
-            with self.changed:
-                held = self.changed.wait_for(
-                    lambda: all(c.held or not c.running or c.owner == me for c in list(self.active)), timeout
-                )
-            if not held:
+            if not gate.wait(timeout):
                 raise TimeoutError(f"the machine did not pause within {timeout} s: an exit handler does not return")
             yield
         finally:
-            with self.changed:
-                self.pauses -= 1
-                self.waiting -= 1
-                self.changed.notify_all()
+            gate.open()
+
+    def holds(self, context: Context) -> bool:
+        """Whether a closed gate keeps ``context`` outside the guest."""
+        return any(gate.stops(context) for gate in self.gates)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -359,6 +406,8 @@ class Engine:
             for region in self.memory.regions if hasattr(self, "memory") else ():
                 self.memory.remove(region.guest_address)
             self._let_go()
+            if self.plan.binary.built is not None:
+                self.plan.binary.built.remove()
             self.closed = True
         _engines.discard(self)
         with self.changed:

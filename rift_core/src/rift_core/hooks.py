@@ -18,15 +18,18 @@ from rift_core.exits import ExitHandler, Stop
 from rift_core.plugin import PROJECT, hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from types import ModuleType
 
     from rift_core.backend import Binding, CpuFeatures, VCpu, Vm, VmSpec
     from rift_core.binary import Binary
+    from rift_core.context import Context
     from rift_core.dispatch import Dispatcher
+    from rift_core.errors import RiftError
+    from rift_core.exits import Exit, ExitResult
     from rift_core.guest_memory import GuestMemory
-    from rift_core.isa import Isa
+    from rift_core.isa import GuestFault, Isa
     from rift_core.memory import AddressSpace, Mapping, MemoryRegion
     from rift_core.plugin import Section
     from rift_core.thread import Thread
@@ -66,8 +69,14 @@ class Hooks:
         hook = self._manager.hook
         self._silent = {
             name: not getattr(hook, name).get_hookimpls()
-            for name in ("rift_thread_started", "rift_thread_stopped", "rift_machine_closing")
+            for name in (
+                "rift_thread_started",
+                "rift_thread_stopped",
+                "rift_machine_closing",
+                "rift_exit_unanswered",
+            )
         }
+        self.watches_runs = bool(hook.rift_run_started.get_hookimpls() or hook.rift_run_ended.get_hookimpls())
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -140,14 +149,38 @@ class Hooks:
                 )
         return made
 
-    def machine_opened(self, module: ModuleType, machine: Any, config: Section) -> None:
+    def machine_opened(self, module: ModuleType, machine: Any, config: Section) -> object:
         """``rift_machine_opened`` of one plugin."""
-        self._only(module).rift_machine_opened(machine=machine, config=config)
+        results = self._only(module).rift_machine_opened(machine=machine, config=config)
+        return results[0] if results else None
+
+    def extended(self, module: ModuleType) -> Hooks:
+        """These hooks and those of one more plugin."""
+        return self if module in self.modules else Hooks.for_modules((*self.modules, module))
 
     def run_vcpu(self, thread: Thread, vcpu: VCpu, dispatcher: Dispatcher) -> Stop:
         """``rift_run_vcpu``."""
         stop: Stop = self._manager.hook.rift_run_vcpu(thread=thread, vcpu=vcpu, dispatcher=dispatcher)
         return stop
+
+    def run_started(self, context: Context) -> None:
+        """``rift_run_started``; asked only if ``watches_runs``."""
+        self._manager.hook.rift_run_started(context=context)
+
+    def run_ended(self, context: Context) -> None:
+        """``rift_run_ended``; asked only if ``watches_runs``."""
+        self._manager.hook.rift_run_ended(context=context)
+
+    def exit_unanswered(
+        self, context: Context, exit: Exit, fault: GuestFault | None, describe: Callable[[], RiftError]
+    ) -> ExitResult | None:
+        """``rift_exit_unanswered``; None: the run ends."""
+        if self._silent["rift_exit_unanswered"]:
+            return None
+        result: ExitResult | None = self._manager.hook.rift_exit_unanswered(
+            context=context, exit=exit, fault=fault, describe=describe
+        )
+        return result
 
     def thread_started(self, thread: Thread) -> None:
         """``rift_thread_started``."""
@@ -163,6 +196,11 @@ class Hooks:
         """``rift_machine_closing``."""
         if not self._silent["rift_machine_closing"]:
             self._manager.hook.rift_machine_closing(machine=machine)
+
+    def call_optional(self, name: str, **arguments: Any) -> list[Any]:
+        """A hook that a plugin owns: what the others answer that implement it with ``hookimpl(optionalhook=True)``."""
+        caller = getattr(self._manager.hook, name, None)
+        return caller(**arguments) if caller is not None else []
 
     def _asked(self) -> str:
         """The plugins that were asked, for messages."""

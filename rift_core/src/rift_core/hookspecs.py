@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 from rift_core.plugin import hookspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from rift_core.backend import Binding, CpuFeatures, VCpu, Vm, VmSpec
     from rift_core.binary import Binary
+    from rift_core.context import Context
     from rift_core.dispatch import Dispatcher
-    from rift_core.exits import ExitHandler, Stop
+    from rift_core.errors import RiftError
+    from rift_core.exits import Exit, ExitHandler, ExitResult, Stop
     from rift_core.guest_memory import GuestMemory
-    from rift_core.isa import Isa
+    from rift_core.isa import GuestFault, Isa
     from rift_core.machine import Machine
     from rift_core.memory import AddressSpace, Mapping, MemoryRegion
     from rift_core.plugin import PluginInfo, Section
@@ -94,8 +96,11 @@ def rift_exit_handlers(config: Section, machine: Machine) -> Iterable[ExitHandle
 
 
 @hookspec
-def rift_machine_opened(machine: Machine, config: Section) -> None:
-    """Take part in a machine that is complete and has no thread yet.
+def rift_machine_opened(machine: Machine, config: Section) -> object:
+    """Take part in a machine that is complete; what it returns is what ``machine.extension(name)`` gives.
+
+    No thread has started yet, unless ``machine.extend()`` adds the extension to a machine in use. The machine must
+    not be kept, only its ``engine``: dropping the last reference to a machine closes it.
 
     Called by: the machine, once for each ``[[extensions]]`` table, on the plugin that the table names.
     Implemented by: extensions.
@@ -111,6 +116,36 @@ def rift_run_vcpu(thread: Thread, vcpu: VCpu, dispatcher: Dispatcher) -> Stop | 
     or replace it.  Stops at the first result that is not None.
 
     :raises GuestError: the guest did something that nobody answers.
+    """
+
+
+@hookspec
+def rift_run_started(context: Context) -> None:
+    """Learn that a vCPU is about to enter the guest for the first time in a run: of a thread, or of a call.
+
+    Called by: the context, on its owner, its registers written.  Implemented by: extensions.
+    """
+
+
+@hookspec
+def rift_run_ended(context: Context) -> None:
+    """Learn that a run is over, however it ended.
+
+    Called by: the context, on its owner; its registers need not be readable any more.  Implemented by: extensions.
+    """
+
+
+@hookspec(firstresult=True)
+def rift_exit_unanswered(
+    context: Context, exit: Exit, fault: GuestFault | None, describe: Callable[[], RiftError]
+) -> ExitResult | None:
+    """Answer an exit that nobody answers, or an exception that nothing in the guest handles; None: let the run end.
+
+    ``fault`` is that exception. ``describe`` makes the error that the run ends with. The implementation may wait in
+    ``context.serve()``, and should return the Stop that this gives.
+
+    Called by: the context, on its owner, before the run ends.  Implemented by: extensions.
+    Stops at the first result that is not None.
     """
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 from rift_core.assembly import Assembly, assemble, build_engine, find_symbol, install_handlers
 from rift_core.calls import CallPool
 from rift_core.catalog import Catalog
-from rift_core.config import MachineConfig, code_config, load_config
+from rift_core.config import MachineConfig, code_config, extension_section, load_config
 from rift_core.engine import REAPER
-from rift_core.errors import AddressError, ConfigError, MappingError
+from rift_core.errors import AddressError, ConfigError, MappingError, PluginNotFoundError, StateError
 from rift_core.exits import Stop
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
 from rift_core.sharing import Share, share
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _LETTERS = {"r": Permission.READ, "w": Permission.WRITE, "x": Permission.EXECUTE, "u": Permission.USER}
 _CALL_STACK = 0x1_0000
+_DEBUG_TABLE = "debug"  # the role of debuggers among extensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,10 @@ class Machine:
             REAPER.start()
             self._finalizer = weakref.finalize(self, REAPER.put, engine)
             self._finalizer.atexit = False
+            self._extensions: dict[str, object] = {}
             for section in assembly.config.extensions:
                 module = assembly.catalog.get("extension", section.name).module
-                engine.hooks.machine_opened(module, self, section)
+                self._extensions[section.name] = engine.hooks.machine_opened(module, self, section)
         except BaseException:
             engine.release()
             raise
@@ -246,6 +248,59 @@ class Machine:
         :raises TimeoutError: an exit handler did not return in ``timeout`` seconds.
         """
         return self._engine.pause(timeout)
+
+    # -- extensions ------------------------------------------------------------------------------
+
+    def extension(self, name: str) -> Any:
+        """What a configured extension offers; None if nothing.
+
+        :raises ConfigError: it takes no part in this machine.
+        """
+        try:
+            return self._extensions[name]
+        except KeyError:
+            known = ", ".join(self._extensions) or "none"
+            raise ConfigError(f"no extension {name!r} takes part in this machine (there are: {known})") from None
+
+    def extend(self, name: str, **settings: Any) -> Any:
+        """Have one more extension take part; what it offers. ``settings`` are the keys of its table.
+
+        :raises PluginNotFoundError: it is not installed.  :raises ConfigError: its settings.
+        :raises StateError: it takes part already.
+        """
+        engine = self._engine
+        engine.check_open()
+        catalog = self._assembly.catalog
+        entry = catalog.get("extension", name)
+        if name in self._extensions:
+            raise StateError(f"extension {name!r} takes part in this machine already")
+        section = extension_section(name, settings, catalog)
+        engine.hooks = engine.hooks.extended(entry.module)
+        self._extensions[name] = None
+        try:
+            self._extensions[name] = engine.hooks.machine_opened(entry.module, self, section)
+        except BaseException:
+            del self._extensions[name]
+            raise
+        return self._extensions[name]
+
+    def debug(self, **settings: Any) -> Any:
+        """Let debuggers attach: adds the extension that ``[debug]`` stands for; what it offers.
+
+        ``settings`` are the keys of that table. Without any, a debugger that is configured already is meant.
+        :raises PluginNotFoundError: none is installed.  :raises ConfigError: its settings.
+        """
+        owners = self._assembly.catalog.of_table(_DEBUG_TABLE)
+        names = [entry.info.name for entry in owners]
+        opened = [name for name in names if name in self._extensions]
+        if opened and not settings:
+            return self._extensions[opened[0]]
+        if not names:
+            raise PluginNotFoundError("no debugger is installed: pip install riftvm-gdb")
+        name = settings.pop("name", names[0] if len(names) == 1 else None)
+        if name is None:
+            raise ConfigError(f"several debuggers are installed: give name, one of {', '.join(names)}")
+        return self.extend(name, **settings)
 
     # -- memory ----------------------------------------------------------------------------------
 
@@ -442,7 +497,7 @@ class Machine:
 
     def __repr__(self) -> str:
         state = "closed" if self._engine.closing else "open"
-        return f"<Machine {self.binary.path or 'raw code'} on {self.backend}, {state}>"
+        return f"<Machine {self.binary.title} on {self.backend}, {state}>"
 
 
 class HandlerMachine:

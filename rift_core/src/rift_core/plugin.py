@@ -22,6 +22,11 @@ ENTRY_POINTS = "rift.plugins"
 COMMANDS = "rift.commands"
 """Entry point group of click commands that plugins add to ``rift``."""
 
+CORE_TABLES = frozenset(
+    {"binary", "loader", "backend", "isa", "memory", "threads", "exit_handlers", "extensions", "limits"}
+)
+"""Tables of the configuration that are core's: no extension's table has such a name."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -44,6 +49,8 @@ class PluginInfo:
     :param name: unique within its kind; a binding's is ``backend/isa``.
     :param config: the model of its table; the base class where it has no settings.
     :param probe: backends only: says whether and how well it works here. Takes the section. Must not raise.
+    :param table: extensions only: a table of the file that stands for one of ``[[extensions]]`` with this name. It
+        names a role, such as ``debug``; where several plugins have it, the table's key ``name`` chooses.
     """
 
     kind: PluginKind
@@ -51,3 +58,4 @@ class PluginInfo:
     summary: str
     config: type[Section] = Section
     probe: Callable[[Section], ProbeResult] | None = None
+    table: str = ""

@@ -192,7 +192,7 @@ class Thread:
         if context.running:
             if context.owner == threading.get_ident():
                 return action()  # an exit handler on the thread itself
-            if self.engine.pauses and context.held:
+            if self.engine.gates and context.held:
                 return context.post(action).result()
             raise StateError(
                 f"thread {self.name} is in the guest: wait for its end, or hold it with machine.pause(), to touch its "

@@ -287,6 +287,16 @@ def _msr_exit(laboratory: Laboratory) -> bool:
     return exit is not None and exit.kind is ExitKind.SYSTEM_REGISTER and exit.address == 0x12345
 
 
+def _tsc_offset(laboratory: Laboratory) -> bool:
+    """A time-stamp counter that the host has set goes on from there once the guest runs."""
+    laboratory.renew()
+    laboratory.prepare(b"")
+    start = 1 << 60  # no host's counter comes there: twelve years at 3 GHz
+    laboratory.vcpu.write_registers({"tsc": start})
+    exit = laboratory.go_on()
+    return exit is not None and laboratory.vcpu.read_registers(("tsc",))["tsc"] >= start
+
+
 def _step(user: bool) -> Callable[[Laboratory], bool]:
     def experiment(laboratory: Laboratory) -> bool:
         laboratory.renew()
@@ -353,6 +363,7 @@ _CAPABILITIES: dict[str, Callable[[Laboratory], bool]] = {
     "readonly_memory": _read_only,
     "memory_fault_exit": _memory_fault,
     "user_msr_exit": _msr_exit,
+    "tsc_offset": _tsc_offset,
     "software_interrupts": _software_interrupt(False),
     "software_interrupts_user": _software_interrupt(True),
     "debug_single_step": _step(False),

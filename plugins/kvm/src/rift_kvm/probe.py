@@ -224,7 +224,7 @@ def _experiments(config: KvmConfig) -> Measured | None:
     measured = cache.load(key)
     if measured is None:
         debug = ("debug_single_step", "debug_hw_breakpoint", "debug_sw_breakpoint", "debug_watchpoint")
-        everything = frozenset({"user_msr_exit", "inject_exception", *debug})
+        everything = frozenset({"user_msr_exit", "inject_exception", "tsc_offset", *debug})
         for capabilities in (everything, everything - {"user_msr_exit"}):
             try:
                 vm = KvmVm(config, host_binding(), gpa_bits=36, capabilities=capabilities, exit_kinds=_EXIT_KINDS)

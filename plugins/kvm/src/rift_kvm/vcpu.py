@@ -24,7 +24,8 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _RANGE_ERROR = 34  # ERANGE
 _SPACE_ERROR = 28  # ENOSPC
 _BUSY_ERROR = 16  # EBUSY
-_UNWATCHABLE = (22, 95)  # EINVAL, EOPNOTSUPP
+_UNSUPPORTED_ERROR = 95  # EOPNOTSUPP
+_UNWATCHABLE = (22, _UNSUPPORTED_ERROR)  # EINVAL, EOPNOTSUPP
 _WATCHES = {"write": lib.RIFT_KVM_WRITE, "read": lib.RIFT_KVM_READ, "access": lib.RIFT_KVM_READ_WRITE}
 
 _KINDS: tuple[ExitKind, ...] = (ExitKind.UNKNOWN, *ExitKind)  # by number
@@ -112,7 +113,11 @@ class KvmVCpu:
         return batch.values()
 
     def write_registers(self, values: Mapping[str, int]) -> None:
-        """Set registers, in one batch. An open access is completed first."""
+        """Set registers, in one batch. An open access is completed first.
+
+        :raises HypervisorError: an unknown register, or a value that does not fit or that KVM refuses.
+        :raises UnsupportedError: ``tsc``, where guests read the host's own counter.
+        """
         if get_ident() != self._owner:
             self._refuse()
         batch = self._batches.get(tuple(values))
@@ -120,6 +125,8 @@ class KvmVCpu:
         if lib.rift_kvm_vcpu_write(self._native, batch.ids, batch.count, batch.words, self._error):
             if self._error.code == _RANGE_ERROR:
                 raise HypervisorError("register access", 0, batch.explain(values))
+            if self._error.code == _UNSUPPORTED_ERROR:
+                self._require(ffi.string(self._error.operation).decode())
             raise_error(self._error)
 
     def inject_exception(self, vector: int, code: int | None = None) -> None:

@@ -129,7 +129,8 @@ class KvmVm:
         native = lib.rift_kvm_vm_create(
             config.device.encode(),
             ffi.cast("struct rift_kvm_binding *", binding.native),
-            lib.RIFT_KVM_SYSTEM_REGISTER_EXITS if "user_msr_exit" in capabilities else 0,
+            (lib.RIFT_KVM_SYSTEM_REGISTER_EXITS if "user_msr_exit" in capabilities else 0)
+            | (0 if "tsc_offset" in capabilities else lib.RIFT_KVM_HOST_COUNTER),
             gpa_bits,
             function,
             shared.description,

@@ -7,8 +7,8 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).parent / "native"
-HEADERS = ("rift_abi.h", "elf_check.h", "relocate.h", "symbols.h")
-SOURCES = ("elf_check.c", "relocate.c", "symbols.c", "similar.c")
+HEADERS = ("rift_abi.h", "rift_symbols.h", "elf_check.h", "relocate.h", "symbols.h")
+SOURCES = ("elf_check.c", "relocate.c", "symbols.c", "rift_symbols.c", "rift_similar.c")
 
 
 def declarations(name: str) -> str:

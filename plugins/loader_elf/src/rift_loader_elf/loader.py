@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from rift_core.binary import Binary, Segment
 from rift_core.errors import BinaryError, RiftError
+from rift_core.file_image import FileImage, read_image
 from rift_core.memory import Gva, Permission
-from rift_loader_elf._native import lib
-from rift_loader_elf.image import Image, read_image
+from rift_loader_elf._native import ffi, lib
 from rift_loader_elf.relocation import relocate
 from rift_loader_elf.structure import Load, Structure, read_structure
 from rift_loader_elf.symbols import read_symbols
@@ -25,9 +25,20 @@ DEFAULT_BASE = 0x400000
 ALIGNMENT_LIMIT = 1 << 30
 """Largest ``p_align`` of a position-independent file, the size of the largest page."""
 
+MAGIC = b"\x7fELF"
+"""First four bytes of every ELF file (System V gABI, "ELF Identification")."""
+
 _PAGE = 0x1000
 _MODULUS = 1 << 64
 _FLAGS = ((4, Permission.READ), (2, Permission.WRITE), (1, Permission.EXECUTE))  # PF_R, PF_W, PF_X
+
+
+def _is_elf(path: Path, head: bytes) -> bool:
+    if head.startswith(MAGIC):
+        return True
+    if MAGIC.startswith(head):
+        raise BinaryError(f"{path}: offset {len(head):#x}: the file ends within the identification of ELF")
+    return False
 
 
 def _bias(path: Path, structure: Structure, base: int | None) -> int:
@@ -77,7 +88,7 @@ def _name(load: Load, permissions: Permission) -> str:
     return "rodata"
 
 
-def _segment(image: Image, load: Load, bias: int, data: memoryview, *, from_file: bool) -> Segment:
+def _segment(image: FileImage, load: Load, bias: int, data: memoryview, *, from_file: bool) -> Segment:
     address = (load.address + bias) % _MODULUS
     permissions = _permissions(load.flags)
     congruent = address % mmap.PAGESIZE == load.offset % mmap.PAGESIZE
@@ -101,7 +112,7 @@ def _format(structure: Structure) -> str:
 
 
 def _load(path: Path, config: ElfConfig) -> Binary | None:
-    image = read_image(path, config.map_file)
+    image = read_image(path, config.map_file, ffi, _is_elf)
     if image is None:
         return None
     structure = read_structure(image, config.max_memory)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from rift_loader_elf.image import Image
+    from rift_core.file_image import FileImage
     from rift_loader_elf.structure import Structure
 
 RELA_SIZE = 24
@@ -48,7 +48,7 @@ class Table:
 class Sections:
     """The section headers of an image."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: FileImage) -> None:
         self._image = image
 
     def find(self, kind: int, flags: int = 0) -> Iterator[Any]:
@@ -78,7 +78,7 @@ class Sections:
 
 
 def _tag_table(
-    image: Image, structure: Structure, tags: dict[str | int, int], address: str, size: str
+    image: FileImage, structure: Structure, tags: dict[str | int, int], address: str, size: str
 ) -> tuple[int, int]:
     if address not in tags or tags.get(size) == 0:
         return 0, 0
@@ -87,7 +87,7 @@ def _tag_table(
     return file_offset(image, structure.loads, tags[address], tags[size], address, structure.dynamic_offset), tags[size]
 
 
-def _dynamic_tables(image: Image, structure: Structure, tags: dict[str | int, int]) -> Iterator[Table]:
+def _dynamic_tables(image: FileImage, structure: Structure, tags: dict[str | int, int]) -> Iterator[Table]:
     """The tables that PT_DYNAMIC names (gABI, "Dynamic Section")."""
     for tag, expected in (("DT_RELAENT", RELA_SIZE), ("DT_RELRENT", RELR_SIZE), ("DT_SYMENT", SYMBOL_SIZE)):
         if tags.get(tag, expected) != expected:
@@ -116,7 +116,7 @@ def _dynamic_tables(image: Image, structure: Structure, tags: dict[str | int, in
             yield Table(is_relr, offset, length, symbols_offset, symbols_size, *names)
 
 
-def _section_tables(image: Image) -> Iterator[Table]:
+def _section_tables(image: FileImage) -> Iterator[Table]:
     """The tables of allocated sections, for files whose linker script has discarded ``.dynamic``.
 
     Without ``.dynamic`` a linker may have discarded ``.dynsym`` as well and let ``sh_link`` name ``.symtab``,
@@ -144,7 +144,7 @@ def _section_tables(image: Image) -> Iterator[Table]:
         yield Table(False, section.offset, section.size, symbols.offset, symbols.size, *names_range)
 
 
-def relocation_tables(image: Image, structure: Structure) -> list[Table]:
+def relocation_tables(image: FileImage, structure: Structure) -> list[Table]:
     """All relocations of the file, in the order in which they are to be applied.
 
     :raises BinaryError: a table lies outside the file, or is of a kind that is not served.
@@ -160,7 +160,7 @@ def relocation_tables(image: Image, structure: Structure) -> list[Table]:
 class _Targets:
     """Segments as the native piece wants them: the file's bytes, or the copies that replace them."""
 
-    def __init__(self, image: Image, structure: Structure, bias: int, copies: dict[int, bytearray]) -> None:
+    def __init__(self, image: FileImage, structure: Structure, bias: int, copies: dict[int, bytearray]) -> None:
         self.count = len(structure.loads)
         self.cdata = ffi.new("struct rift_elf_target[]", self.count)
         self._keep = [ffi.from_buffer("uint8_t[]", copy) for copy in copies.values()]
@@ -172,13 +172,13 @@ class _Targets:
             target.size = len(copies[index]) if index in copies else load.file_size
 
 
-def _symbol_name(image: Image, table: Table, index: int) -> str:
+def _symbol_name(image: FileImage, table: Table, index: int) -> str:
     entry = image.view[table.symbols_offset + index * SYMBOL_SIZE :][:SYMBOL_SIZE]
     name = int.from_bytes(entry[:4], "little")
     return f"{index}, {Names(image, table.names_offset, table.names_size).get_string(name)}"
 
 
-def _run(image: Image, machine: int, bias: int, tables: list[Table], targets: _Targets, *, write: bool) -> None:
+def _run(image: FileImage, machine: int, bias: int, tables: list[Table], targets: _Targets, *, write: bool) -> None:
     relocator = ffi.new("struct rift_elf_relocator *")
     relocator.bytes = image.data
     relocator.size = image.size
@@ -215,7 +215,7 @@ def _check_sharing(path: Path, structure: Structure, touched: list[bool]) -> Non
             end, hit = stop, other
 
 
-def relocate(image: Image, structure: Structure, bias: int, buffers: list[memoryview]) -> list[memoryview]:
+def relocate(image: FileImage, structure: Structure, bias: int, buffers: list[memoryview]) -> list[memoryview]:
     """Apply all relocations to ``buffers``, the file's part of each load, and return the loads' bytes.
 
     Everything is checked before the first word is written. A buffer is replaced by a longer copy where words

@@ -15,7 +15,7 @@ from rift_loader_elf._native import ffi, lib
 from rift_loader_elf.native_error import new_error, printable, raise_error
 
 if TYPE_CHECKING:
-    from rift_loader_elf.image import Image
+    from rift_core.file_image import FileImage
 
 _NOT_SERVED = {
     "DT_REL": "REL relocations (without addends)",
@@ -90,7 +90,7 @@ class _Stream:
 class Names:
     """A string table of the file that reads a bounded number of bytes; pyelftools takes it for one of its own."""
 
-    def __init__(self, image: Image, offset: int, size: int) -> None:
+    def __init__(self, image: FileImage, offset: int, size: int) -> None:
         self._image = image
         self._start = offset if offset <= image.size else 0
         self._size = size if offset + size <= image.size else 0
@@ -103,7 +103,7 @@ class Names:
         return printable(bytes(self._image.view[start : start + length]))
 
 
-def file_offset(image: Image, loads: tuple[Load, ...], address: int, size: int, what: str, at: int) -> int:
+def file_offset(image: FileImage, loads: tuple[Load, ...], address: int, size: int, what: str, at: int) -> int:
     """Where in the file the bytes for ``size`` bytes at ``address`` stand.
 
     :param at: the file offset of what names the address, for the message.
@@ -142,7 +142,7 @@ def _read_loads(elf: ELFFile, summary: Any) -> tuple[Load, ...]:
 
 
 def _read_dynamic(
-    image: Image, elf: ELFFile, loads: tuple[Load, ...], summary: Any
+    image: FileImage, elf: ELFFile, loads: tuple[Load, ...], summary: Any
 ) -> tuple[dict[str | int, int], tuple[str, ...]]:
     """Tags but DT_NEEDED, and the names of the needed libraries; the native check has bounded their number."""
     tags: dict[str | int, int] = {}
@@ -170,7 +170,7 @@ def _read_dynamic(
     return tags, tuple(names.get_string(offset) for offset in needed[:16])
 
 
-def read_structure(image: Image, max_memory: int) -> Structure:
+def read_structure(image: FileImage, max_memory: int) -> Structure:
     """Check the file in C, then read its headers and dynamic section.
 
     :raises BinaryError: the file is damaged, or of a kind that cannot be loaded.

@@ -34,8 +34,8 @@ def command(
     from rift_core.assembly import check
     from rift_core.catalog import Catalog
 
-    with configuration(file, overrides_of(backend, isa, privilege, settings), isa) as config:
-        assembly = check(config, Catalog.installed())
+    config = configuration(file, overrides_of(backend, isa, privilege, settings))
+    assembly = check(config, Catalog.installed())
     if as_json:
         click.echo(json.dumps(describe(assembly), indent=2))
     else:
@@ -48,7 +48,7 @@ def describe(assembly: Assembly) -> dict[str, Any]:
     plan, binary = assembly.plan, assembly.binary
     return {
         "binary": {
-            "path": str(binary.path),
+            "path": binary.title,
             "format": binary.format,
             "isa": binary.isa,
             "entry": binary.entry,
@@ -99,7 +99,7 @@ def show(assembly: Assembly) -> None:
     facts.add_row(
         "binary",
         escape(
-            f"{printable(str(binary.path))}: {binary.format}, {binary.isa}, {len(binary.segments)} segments, "
+            f"{printable(binary.title)}: {binary.format}, {binary.isa}, {len(binary.segments)} segments, "
             f"{len(binary.symbols)} symbols"
         ),
     )

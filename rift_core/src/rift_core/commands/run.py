@@ -34,15 +34,15 @@ def command(
 ) -> int:
     """Run a payload and return the guest's status.
 
-    FILE is a configuration (TOML), a C source, which is built first, or an executable; its content decides.
+    FILE is a configuration (TOML), a C or assembler source, which is built first, or an executable.
     ARGUMENTS, after --, go to the entry function of the first thread.
     """
     numbers = [_argument(text) for text in arguments]
-    with configuration(file, overrides_of(backend, isa, privilege, settings), isa) as config:
-        from rift_core.machine import open_machine
+    from rift_core.machine import open_machine
 
-        with open_machine(config) as machine:
-            if verbose:
-                click.echo(f"rift: backend {machine.backend_reason}", err=True)
-            stop = machine.run(*numbers, timeout=timeout)
+    config = configuration(file, overrides_of(backend, isa, privilege, settings))
+    with open_machine(config) as machine:
+        if verbose:
+            click.echo(f"rift: backend {machine.backend_reason}", err=True)
+        stop = machine.run(*numbers, timeout=timeout)
     return stop.status & 0xFF

@@ -52,12 +52,10 @@ class RegisterTests:
         names = [register.name for register in bench.isa.registers if self._known(vcpu, register.name)]
         values = vcpu.read_registers(names)
         assert list(values) == names
+        clocks = {"tsc", "cntvct_el0"}  # go on by themselves, and not every hypervisor can set them
+        values = {n: v for n, v in values.items() if n not in clocks}
         vcpu.write_registers(values)
-        again = vcpu.read_registers(names)
-        clocks = {"tsc", "cntvct_el0"}  # go on by themselves
-        assert {n: v for n, v in again.items() if n not in clocks} == {
-            n: v for n, v in values.items() if n not in clocks
-        }
+        assert {n: v for n, v in vcpu.read_registers(names).items() if n not in clocks} == values
         bench.finish(vcpu)
 
     @staticmethod

@@ -12,18 +12,21 @@ import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
 
+from rift_core.errors import PluginUnavailableError
 from rift_core.exits import ExitKind
 from rift_core.plugin import ENTRY_POINTS, PluginInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from rift_core.backend import ProbeResult
+
+M = TypeVar("M")
 
 Need = str | ExitKind
 """A capability by name, or an exit kind that the backend must be able to cause."""
@@ -78,7 +81,7 @@ class TestSession:
             self.lists[machine] = GapList.read(self.gaps_folder, machine)
         return self.lists[machine]
 
-    def skip(self, sentence: str, remedy: str = "") -> None:
+    def skip(self, sentence: str, remedy: str = "") -> NoReturn:
         """Skip the test and have the summary say so."""
         self.missing[sentence] += 1
         if remedy:
@@ -162,6 +165,27 @@ def require_backend(plugin: object | str) -> ProbeResult:
     return probe
 
 
+def require_machine(open_it: Callable[[], M]) -> M:
+    """What ``open_it`` returns; the test is skipped where no backend works.
+
+    It fails instead if ``--rift-require`` names a backend that runs on real CPUs or emulates one: any but ``fake``.
+    """
+    try:
+        return open_it()
+    except PluginUnavailableError as error:
+        if any(name != "fake" for name in session().required):
+            pytest.fail(f"--rift-require={','.join(session().required)}: {error}", pytrace=False)
+        session().skip("no backend works here", "see `rift doctor`")
+
+
+def require_compiler(name: str | None = None) -> str:
+    """Name of a C compiler that is installed: ``name``, or whichever of gcc and clang; else a skip or a failure."""
+    if name is None and shutil.which("gcc") is None and shutil.which("clang") is not None:
+        return "clang"
+    require_tool(name or "gcc", package=name or "gcc (or clang)")
+    return name or "gcc"
+
+
 def require_capability(backend: str, isa: str, probe: ProbeResult, need: Need, tests: tuple[str, ...] = ()) -> None:
     """Skip the test if the backend lacks ``need``; fail where that is not an expected gap.
 
@@ -202,10 +226,9 @@ def require_tool(name: str, *, package: str = "") -> str:
     :param package: the distribution's package that has it; the program's name unless given.
     """
     path = shutil.which(name)
-    if path is not None:
-        return path
-    sentence, remedy = f"the program {name} is missing", f"install package {package or name}"
-    if session().required:
-        pytest.fail(f"--rift-require: {sentence}; {remedy}", pytrace=False)
-    session().skip(sentence, remedy)
-    return ""
+    if path is None:
+        sentence, remedy = f"the program {name} is missing", f"install package {package or name}"
+        if session().required:
+            pytest.fail(f"--rift-require: {sentence}; {remedy}", pytrace=False)
+        session().skip(sentence, remedy)
+    return path

@@ -22,7 +22,8 @@ struct kvm_run;
 typedef int rift_kvm_ioctl_fn(int fd, unsigned long request, void *argument);
 
 enum rift_kvm_machine_flag {
-    RIFT_KVM_SYSTEM_REGISTER_EXITS = 1 /* accesses to unknown system registers are wanted as exits */
+    RIFT_KVM_SYSTEM_REGISTER_EXITS = 1, /* accesses to unknown system registers are wanted as exits */
+    RIFT_KVM_HOST_COUNTER = 2 /* guests read the host's own time counter: one that is written does not last */
 };
 
 /* A VM, as its binding sees it. */

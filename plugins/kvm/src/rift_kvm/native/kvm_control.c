@@ -6,10 +6,14 @@
  * If the owner looks before kick is set, the kicker sees `inside` and signals: a signal that arrives in
  * KVM_RUN ends it, one that arrives just before has set immediate_exit, which ends it as well. If the owner
  * was not inside, it will look after kick was set. The owner does not leave while a kicker may be about to
- * signal it, so that the signal never goes to a thread that has ended. */
+ * signal it, so that the signal never goes to a thread that has ended.
+ *
+ * A kick that finds another one waiting sends no second signal: the owner has not looked since, and will. Signals
+ * queue, and kickers faster than the owner's handler would keep it there for ever. */
 #include "kvm_internal.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 
@@ -96,11 +100,12 @@ void rift_kvm_control_detach(struct rift_kvm_control *control) {
 void rift_kvm_control_kick(struct rift_kvm_control *control) {
     pthread_mutex_lock(&control->lock);
     atomic_fetch_add(&control->kickers, 1);
-    atomic_store(&control->kick, 1);
-    if (control->run) {
+    unsigned waiting = atomic_exchange(&control->kick, 1);
+    if (control->run && !waiting) {
         *(volatile __u8 *)&control->run->immediate_exit = 1;
-        if (control->owned && atomic_load(&control->inside))
-            pthread_kill(control->owner, control->signal);
+        while (control->owned && atomic_load(&control->inside) &&
+               pthread_kill(control->owner, control->signal) == EAGAIN)
+            sched_yield(); /* RLIMIT_SIGPENDING: others have filled the user's queue */
     }
     atomic_fetch_sub(&control->kickers, 1);
     pthread_mutex_unlock(&control->lock);

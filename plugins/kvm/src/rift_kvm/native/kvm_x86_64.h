@@ -29,6 +29,7 @@ enum x86_kind {
 };
 
 #define X86_MSR_COUNT 11
+#define X86_MSR_TSC 6 /* its index */
 extern const uint32_t rift_kvm_x86_msrs[X86_MSR_COUNT];
 
 /* Where things stand in the XSAVE image: Intel SDM volume 1, 10.5.1 (legacy region) and 13.4 (header). */

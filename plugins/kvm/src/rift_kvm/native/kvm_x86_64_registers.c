@@ -39,7 +39,7 @@ const struct rift_kvm_register rift_kvm_x86_registers[X86_REGISTER_COUNT] = {
     /* in the order of rift_kvm_x86_msrs */
     {"star", 64, X86_MSR, 0}, {"lstar", 64, X86_MSR, 1}, {"cstar", 64, X86_MSR, 2},
     {"sfmask", 64, X86_MSR, 3}, {"kernel_gs_base", 64, X86_MSR, 4}, {"tsc_aux", 64, X86_MSR, 5},
-    {"tsc", 64, X86_MSR, 6}, {"pat", 64, X86_MSR, 7}, {"sysenter_cs", 64, X86_MSR, 8},
+    {"tsc", 64, X86_MSR, X86_MSR_TSC}, {"pat", 64, X86_MSR, 7}, {"sysenter_cs", 64, X86_MSR, 8},
     {"sysenter_esp", 64, X86_MSR, 9}, {"sysenter_eip", 64, X86_MSR, 10},
     DEBUGREG(dr0, db[0]), DEBUGREG(dr1, db[1]), DEBUGREG(dr2, db[2]), DEBUGREG(dr3, db[3]),
     DEBUGREG(dr6, dr6), DEBUGREG(dr7, dr7),
@@ -91,6 +91,15 @@ static int absent(const struct rift_kvm_x86 *x86, const struct rift_kvm_register
         return 0;
     error->code = EOPNOTSUPP;
     error->operation = row->name;
+    return -1;
+}
+
+static int counter_is_fixed(const struct rift_kvm_cpu *cpu, const struct rift_kvm_register *row,
+                            struct rift_error *error) {
+    if (row->group != X86_MSR || row->place != X86_MSR_TSC || !(cpu->machine->flags & RIFT_KVM_HOST_COUNTER))
+        return 0;
+    error->code = ENOTSUP;
+    error->operation = "tsc_offset";
     return -1;
 }
 
@@ -170,6 +179,8 @@ int rift_kvm_x86_read(struct rift_kvm_cpu *cpu, const uint32_t *ids, uint32_t co
     for (uint32_t at = 0; at < count; ++at) {
         const struct rift_kvm_register *row = &rift_kvm_x86_registers[ids[at]];
         uint32_t group = group_of(row);
+        if (row->group == X86_MSR && row->place == X86_MSR_TSC)
+            x86->valid &= ~(uint32_t)X86_MSRS; /* it goes on by itself */
         if (rift_kvm_x86_fetch(cpu, group, error) || absent(x86, row, error))
             return -1;
         if (group == X86_XSAVE)
@@ -205,7 +216,8 @@ int rift_kvm_x86_write(struct rift_kvm_cpu *cpu, const uint32_t *ids, uint32_t c
             error->operation = row->name;
             return -1;
         }
-        if (rift_kvm_x86_fetch(cpu, group_of(row), error) || absent(x86, row, error))
+        if (counter_is_fixed(cpu, row, error) || rift_kvm_x86_fetch(cpu, group_of(row), error) ||
+            absent(x86, row, error))
             return -1;
         word += size;
     }

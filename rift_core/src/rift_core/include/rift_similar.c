@@ -1,10 +1,10 @@
-/* Names that look like a given one: for "no such symbol, did you mean". */
-#include "elf_format.h"
-#include "symbols.h"
+/* Names that look like a given one: for "no such symbol, did you mean". See rift_symbols.h. */
+#include "rift_symbols.h"
+
+#include <string.h>
 
 enum {
     LENGTH_MAX = 64,       /* longer names are compared by their first 64 bytes */
-    LIMIT_MAX = 64,
     STEPS_MAX = 1 << 27    /* cells of distance tables: about 0.2 s */
 };
 
@@ -82,19 +82,19 @@ static uint32_t score(const struct word *wanted, const struct word *name, uint64
     return result;
 }
 
-int rift_elf_symbols_similar(const struct rift_elf_symbols *symbols, const uint8_t *name, uint64_t name_size,
-                             struct rift_elf_found *found, uint32_t limit) {
-    uint32_t scores[LIMIT_MAX];
+int rift_symbols_similar(const struct rift_symbols *symbols, const uint8_t *name, uint64_t name_size,
+                         struct rift_found *found, uint32_t limit) {
+    uint32_t scores[RIFT_SYMBOL_SIMILAR_MAX];
     uint32_t count = 0;
     uint64_t steps = 0;
-    struct rift_elf_found candidate;
+    struct rift_found candidate;
     struct word wanted, word;
     take(&wanted, name, name_size);
-    if (limit > LIMIT_MAX)
-        limit = LIMIT_MAX;
+    if (limit > RIFT_SYMBOL_SIMILAR_MAX)
+        limit = RIFT_SYMBOL_SIMILAR_MAX;
     if (limit == 0 || wanted.size == 0)
         return 0;
-    for (uint64_t next = 0; steps < STEPS_MAX && rift_elf_symbols_next(symbols, next, &candidate); next = candidate.index + 1) {
+    for (uint64_t next = 0; steps < STEPS_MAX && rift_symbols_peek(symbols, next, &candidate); next = candidate.index + 1) {
         uint32_t place = count, same = 0;
         take(&word, candidate.name, candidate.name_size);
         uint32_t value = score(&wanted, &word, candidate.name_size, &steps);

@@ -1,4 +1,4 @@
-"""The bytes of a file: copied into memory, or mapped privately where that pays."""
+"""The bytes of an executable file, for loaders: copied into memory, or mapped privately where that pays."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rift_core.errors import BinaryError
-from rift_loader_elf._native import ffi
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-MAGIC = b"\x7fELF"
-"""First four bytes of every ELF file (System V gABI, "ELF Identification")."""
+HEAD = 64
+"""How many bytes of a file its format is told by."""
 
 MAP_FROM = 1 << 20
 """``map_file = "auto"`` maps files of this many bytes and more."""
@@ -30,7 +30,7 @@ _KINDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class FileImage:
     """A whole file as writable bytes of this process; what is written there never reaches the file.
 
     ``view`` starts on a page boundary when ``mapped`` is true. ``owner`` is the mapping or the copy, ``data`` its
@@ -50,10 +50,6 @@ class Image:
         return self.view.nbytes
 
 
-def _image(path: Path, owner: mmap.mmap | bytearray, *, mapped: bool) -> Image:
-    return Image(path, memoryview(owner), mapped, owner, ffi.from_buffer("uint8_t[]", owner))
-
-
 def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
@@ -64,20 +60,28 @@ def _copy(path: Path, descriptor: int, size: int) -> bytearray:
     data = bytearray(size)
     view = memoryview(data)
     done = 0
-    while done < size:
-        count = os.preadv(descriptor, [view[done:]], done)
-        if count == 0:
-            raise BinaryError(f"{path}: offset {done:#x}: the file ended early; it became shorter while it was read")
-        done += count
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        while done < size:
+            count = file.readinto(view[done:])
+            if not count:
+                raise BinaryError(
+                    f"{path}: offset {done:#x}: the file ended early; it became shorter while it was read"
+                )
+            done += count
     return data
 
 
-def read_image(path: Path, map_file: bool | Literal["auto"]) -> Image | None:
-    """Copy or map the file; None if it does not start as an ELF file does.
+def read_image(
+    path: Path, map_file: bool | Literal["auto"], ffi: Any, is_ours: Callable[[Path, bytes], bool]
+) -> FileImage | None:
+    """Copy or map the file; None if it is of another format.
 
     A mapped file must not be truncated while the image is in use: touching a page that the file has lost
     ends the process by SIGBUS. The first bytes are read before anything is mapped.
 
+    :param ffi: the loader's, for ``data``.
+    :param is_ours: tells by the first :data:`HEAD` bytes, at least one, whether the file is the loader's; it may
+        raise BinaryError.
     :raises BinaryError: the file cannot be opened or read, is empty, or is not a regular file.
     """
     try:
@@ -87,16 +91,15 @@ def read_image(path: Path, map_file: bool | Literal["auto"]) -> Image | None:
             status = os.fstat(descriptor)
             _check_regular(path, status.st_mode)
             size = status.st_size
-            magic = os.pread(descriptor, len(MAGIC), 0)
-            if not magic:
+            head = os.pread(descriptor, HEAD, 0)
+            if not head:
                 raise BinaryError(f"{path}: the file is empty")
-            if magic != MAGIC:
-                if MAGIC.startswith(magic):
-                    raise BinaryError(f"{path}: offset {len(magic):#x}: the file ends within the identification of ELF")
+            if not is_ours(path, head):
                 return None
-            if map_file is True or (map_file == "auto" and size >= MAP_FROM):
-                return _image(path, mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY), mapped=True)
-            return _image(path, _copy(path, descriptor, size), mapped=False)
+            mapped = map_file is True or (map_file == "auto" and size >= MAP_FROM)
+            owner: mmap.mmap | bytearray
+            owner = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) if mapped else _copy(path, descriptor, size)
+            return FileImage(path, memoryview(owner), mapped, owner, ffi.from_buffer("uint8_t[]", owner))
         finally:
             os.close(descriptor)
     except (OSError, ValueError, OverflowError) as error:

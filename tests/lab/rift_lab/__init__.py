@@ -1,0 +1,1 @@
+"""The lab: emulated machines in which /dev/kvm is hardware virtualization. See docs/lab.md."""

@@ -1,0 +1,2 @@
+def machine(repository, run, wishes):
+    raise NotImplementedError
