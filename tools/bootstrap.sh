@@ -49,7 +49,7 @@ $pip install -q -r requirements-build.txt || fail "pip could not install the bui
 if [ "$mode" = dev ]; then
     $pip install -q --no-build-isolation -r requirements-dev.txt || fail "the development install failed (see above)"
 else
-    $pip install -q --no-build-isolation -e './rift_core[disassembly]' -e ./plugins/kvm -e ./plugins/x86_64 \
+    $pip install -q --no-build-isolation -e './rift_core[disassembly]' -e ./plugins/kvm -e ./plugins/x86_64 -e ./plugins/aarch64 \
         -e ./plugins/loader_elf -e ./plugins/handlers || fail "the install failed (see above)"
 fi
 touch "$stamp"

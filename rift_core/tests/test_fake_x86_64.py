@@ -15,7 +15,8 @@ from rift_core.exits import ExitKind
 from rift_core.memory import Gva, Permission
 from rift_core.testing import fakes
 from rift_core.testing.bench import CODE, DATA, EXTRA, Bench
-from rift_core.testing.guests import DONE, X86_64Guests
+from rift_core.testing.guests import DONE
+from rift_core.testing.guests_x86_64 import X86_64Guests
 from rift_core.testing.tools import require_tool
 
 if TYPE_CHECKING:

@@ -153,7 +153,7 @@ class VCpu(Protocol):
         harmless after :meth:`close`."""
 
     def inject_exception(self, vector: int, code: int | None = None) -> None:
-        """Deliver an exception at the next entry.
+        """Deliver an exception at the next entry; the numbers are those of :class:`rift_core.exits.Fault`.
 
         :raises UnsupportedError: without the capability ``inject_exception``.
         """

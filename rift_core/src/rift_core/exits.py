@@ -70,7 +70,10 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Go on with an exception in the guest: a vector on x86-64, a syndrome on AArch64."""
+    """Go on with an exception in the guest.
+
+    On x86-64 ``vector`` and error code; on AArch64 the exception class (ESR_EL1.EC) and its syndrome (ISS).
+    """
 
     vector: int
     code: int = 0

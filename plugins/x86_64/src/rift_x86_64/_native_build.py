@@ -7,8 +7,8 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).parent / "native"
-HEADERS = ("rift_abi.h", "page_table.h")
-SOURCES = ("page_table.c", "page_table_map.c", "page_table_edit.c", "page_table_walk.c")
+HEADERS = ("rift_abi.h", "rift_table_memory.h", "page_table.h")
+SOURCES = ("rift_table_memory.c", "page_table.c", "page_table_map.c", "page_table_edit.c", "page_table_walk.c")
 
 
 def declarations(name: str) -> str:

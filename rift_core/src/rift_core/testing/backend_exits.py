@@ -262,14 +262,16 @@ class SupervisorTests:
     def test_unmapped_page(self, bench: Bench) -> None:
         vcpu = bench.vcpu(bench.guests.store(UNMAPPED + 0x18, 4, 1))
         fault = run_to_fault(bench, vcpu)
-        assert (fault.vector, fault.address) == (bench.guests.page_fault_vector, UNMAPPED + 0x18)
+        assert fault.vector in bench.guests.page_fault_vectors
+        assert fault.address == UNMAPPED + 0x18
 
     def test_read_only_page(self, bench: Bench) -> None:
         g = bench.guests
         bench.put(READ_ONLY, VALUE)
         vcpu = bench.vcpu(g.copy(READ_ONLY, DATA) + g.store(READ_ONLY, 8, 1))
         fault = run_to_fault(bench, vcpu)
-        assert (fault.vector, fault.address) == (g.page_fault_vector, READ_ONLY)
+        assert fault.vector in g.page_fault_vectors
+        assert fault.address == READ_ONLY
         assert bench.number(DATA) == VALUE
         assert bench.number(READ_ONLY) == VALUE
 
@@ -277,7 +279,8 @@ class SupervisorTests:
         bench.load(bench.guests.end(), DATA)
         vcpu = bench.vcpu(bench.guests.jump(DATA))
         fault = run_to_fault(bench, vcpu)
-        assert (fault.vector, fault.address, fault.pc) == (bench.guests.page_fault_vector, DATA, DATA)
+        assert fault.vector in bench.guests.page_fault_vectors
+        assert (fault.address, fault.pc) == (DATA, DATA)
 
     def test_lost_stack_is_reported(self, bench: Bench) -> None:
         g = bench.guests
@@ -288,7 +291,8 @@ class SupervisorTests:
         g = bench.guests
         vcpu = bench.vcpu(g.use_stack(UNMAPPED + 0x1000), privilege="user")
         fault = run_to_fault(bench, vcpu)
-        assert (fault.vector, fault.user) == (g.page_fault_vector, True)
+        assert fault.vector in g.page_fault_vectors
+        assert fault.user
 
     def test_accessed_and_dirty(self, bench: Bench) -> None:
         g = bench.guests
@@ -310,7 +314,8 @@ class SupervisorTests:
         g = bench.guests
         vcpu = bench.vcpu(g.store(DATA, 8, VALUE), privilege="user")
         fault = run_to_fault(bench, vcpu)
-        assert (fault.vector, fault.address, fault.user) == (g.page_fault_vector, DATA, True)
+        assert fault.vector in g.page_fault_vectors
+        assert (fault.address, fault.user) == (DATA, True)
         assert bench.number(DATA) == 0
 
     def test_doorbell_is_closed_to_user_mode(self, bench: Bench) -> None:

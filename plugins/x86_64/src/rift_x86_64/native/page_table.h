@@ -12,17 +12,9 @@
 #ifndef RIFT_X86_64_PAGE_TABLE_H
 #define RIFT_X86_64_PAGE_TABLE_H
 
-#include "rift_abi.h"
+#include "rift_table_memory.h"
 
 struct rift_x86_64_tables;
-
-/* Guest-physical memory [address, address + size) and its bytes in this process. */
-struct rift_x86_64_region {
-    uint64_t address, size;
-    uint64_t host;     /* address of the first byte */
-    uint32_t writable; /* 0: tables there can be walked, not edited */
-    uint32_t reserved;
-};
 
 /* A run of pages. `flags` are the bits of a 4 KiB leaf entry without its address (P, R/W, U/S, PWT, PCD, PAT, XD). */
 struct rift_x86_64_mapping {
@@ -57,7 +49,7 @@ struct rift_x86_64_tables *rift_x86_64_tables_create(uint64_t largest_page);
 void rift_x86_64_tables_destroy(struct rift_x86_64_tables *tables);
 
 /* Replaces what is known of guest memory; `regions` are copied, ascending, without overlap. */
-int rift_x86_64_tables_set_regions(struct rift_x86_64_tables *tables, const struct rift_x86_64_region *regions,
+int rift_x86_64_tables_set_regions(struct rift_x86_64_tables *tables, const struct rift_table_region *regions,
                                    size_t count, struct rift_error *error);
 
 /* Gives [address, address + size), whole pages inside one writable region, to the builder. The first

@@ -51,7 +51,7 @@ static uint64_t split_tables(const struct edit *edit, int level, uint64_t linear
 /* Replaces a large page by a table of the next smaller ones that says the same. */
 static int split(struct edit *edit, uint64_t *slot, uint64_t entry, int level, uint64_t linear) {
     uint64_t address, *table;
-    int code = rift_x86_64_table_take(edit->tables, &address, &table);
+    int code = rift_table_take(&edit->tables->memory, &address, &table);
     if (code)
         return fails(edit, linear, code);
     uint64_t flags = entry & ~ENTRY_ADDRESS;
@@ -98,16 +98,16 @@ static int edit_slot(struct edit *edit, uint64_t *slot, int level, uint64_t line
         }
         if (!edit->commit) {
             edit->needed += split_tables(edit, level, linear);
-            return edit->needed > edit->tables->free_pages ? ENOMEM : 0;
+            return edit->needed > edit->tables->memory.free_pages ? ENOMEM : 0;
         }
         code = split(edit, slot, entry, level, linear);
         if (code)
             return code;
         entry = entry_load(slot);
     }
-    if (++edit->visits > edit->tables->visit_limit)
+    if (++edit->visits > edit->tables->memory.visit_limit)
         return fails(edit, linear, ELOOP);
-    uint64_t *child = rift_x86_64_table_at(edit->tables, entry & ENTRY_ADDRESS, 1, &code);
+    uint64_t *child = rift_table_at(&edit->tables->memory, entry & ENTRY_ADDRESS, 1, &code);
     if (!child)
         return fails(edit, linear, code);
     code = edit_table(edit, child, level - 1, linear);
@@ -121,7 +121,8 @@ static int edit_slot(struct edit *edit, uint64_t *slot, int level, uint64_t line
             __atomic_fetch_and(slot, ~ENTRY_NO_EXECUTE, __ATOMIC_RELEASE);
     } else if (is_empty(child)) {
         entry_store(slot, 0);
-        rift_x86_64_table_retire(edit->tables, entry & ENTRY_ADDRESS);
+        if ((entry & ENTRY_ADDRESS) != edit->tables->root)
+            rift_table_retire(&edit->tables->memory, entry & ENTRY_ADDRESS);
     }
     return 0;
 }
@@ -146,17 +147,17 @@ static int run(struct edit *edit, uint64_t linear, uint64_t size, uint64_t *wher
     *where = 0;
     if (size == 0)
         return 0;
-    rift_x86_64_tables_begin(edit->tables);
+    rift_table_begin(&edit->tables->memory);
     edit->first = linear & LINEAR_MASK;
     edit->last = edit->first + (size - 1);
-    uint64_t *root = rift_x86_64_table_at(edit->tables, edit->tables->root, 1, &code);
+    uint64_t *root = rift_table_at(&edit->tables->memory, edit->tables->root, 1, &code);
     if (!root)
         return refuse(error, code, operation);
     for (edit->commit = 0; edit->commit <= 1; ++edit->commit) {
         edit->visits = 0;
         code = edit_table(edit, root, TOP_LEVEL, 0);
         if (code) {
-            *where = code == ENOMEM && !edit->commit ? edit->needed - edit->tables->free_pages : edit->where;
+            *where = code == ENOMEM && !edit->commit ? edit->needed - edit->tables->memory.free_pages : edit->where;
             return refuse(error, code, operation);
         }
     }

@@ -27,22 +27,9 @@
 #define ENTRY_ADDRESS ((uint64_t)0x000FFFFFFFFFF000)
 #define ENTRY_PERMISSIONS (ENTRY_WRITE | ENTRY_USER | ENTRY_NO_EXECUTE)
 
-/* Table pages that the builder owns, one bit each. A retired page becomes free at the next edit: until
- * the caller has flushed the guest's TLBs, a CPU may still walk through it. */
-struct pool {
-    uint64_t address, pages;
-    uint64_t hint;
-    uint64_t *used, *retired;
-};
-
 struct rift_x86_64_tables {
-    struct rift_x86_64_region *regions;
-    size_t region_count;
-    struct pool *pools;
-    size_t pool_count;
+    struct rift_table_memory memory;
     uint64_t root, largest_page;
-    uint64_t free_pages, retired_pages;
-    uint64_t visit_limit; /* tables that one pass may visit: no honest tree has more than memory has pages */
 };
 
 static inline int level_shift(int level) {
@@ -92,18 +79,5 @@ static inline int refuse(struct rift_error *error, int code, const char *operati
     error->operation = operation;
     return -1;
 }
-
-/* The table at `address`, or NULL if it is not inside guest memory (or `edit` and the memory is read-only:
- * *code tells which). */
-uint64_t *rift_x86_64_table_at(const struct rift_x86_64_tables *tables, uint64_t address, int edit, int *code);
-
-/* A table page, not zeroed; returns 0 with its address and bytes, or an errno. */
-int rift_x86_64_table_take(struct rift_x86_64_tables *tables, uint64_t *address, uint64_t **table);
-
-/* Gives a page back if the builder owns it; anything else, the guest's own tables included, is left alone. */
-void rift_x86_64_table_retire(struct rift_x86_64_tables *tables, uint64_t address);
-
-/* Frees what the edit before retired. */
-void rift_x86_64_tables_begin(struct rift_x86_64_tables *tables);
 
 #endif

@@ -99,9 +99,9 @@ static int fill_child(struct build *build, uint64_t *slot, int level, uint64_t b
     if (entry & ENTRY_PRESENT) {
         if (entry & ENTRY_PAGE_SIZE)
             return fails(build, larger(first_of(&build->mappings[first]), base), level == TOP_LEVEL ? EFAULT : EEXIST);
-        if (++build->visits > build->tables->visit_limit)
+        if (++build->visits > build->tables->memory.visit_limit)
             return fails(build, base, ELOOP);
-        uint64_t *child = rift_x86_64_table_at(build->tables, entry & ENTRY_ADDRESS, 1, &code);
+        uint64_t *child = rift_table_at(&build->tables->memory, entry & ENTRY_ADDRESS, 1, &code);
         if (!child)
             return fails(build, base, code);
         code = fill_table(build, child, 0, level - 1, base, first, last);
@@ -113,12 +113,12 @@ static int fill_child(struct build *build, uint64_t *slot, int level, uint64_t b
     }
     if (!build->commit) {
         build->needed += 1;
-        if (build->needed > build->tables->free_pages)
+        if (build->needed > build->tables->memory.free_pages)
             return ENOMEM;
         return fill_table(build, NULL, 1, level - 1, base, first, last);
     }
     uint64_t address, *child;
-    code = rift_x86_64_table_take(build->tables, &address, &child);
+    code = rift_table_take(&build->tables->memory, &address, &child);
     if (code)
         return fails(build, base, code);
     const struct rift_x86_64_mapping *mapping = &build->mappings[first];
@@ -170,15 +170,15 @@ int rift_x86_64_tables_map(struct rift_x86_64_tables *tables, const struct rift_
     *where = 0;
     if (count == 0)
         return 0;
-    rift_x86_64_tables_begin(tables);
-    uint64_t *root = rift_x86_64_table_at(tables, tables->root, 1, &code);
+    rift_table_begin(&tables->memory);
+    uint64_t *root = rift_table_at(&tables->memory, tables->root, 1, &code);
     if (!root)
         return refuse(error, code, operation);
     for (int commit = 0; commit <= 1; ++commit) {
         struct build build = {.tables = tables, .mappings = mappings, .commit = commit};
         code = fill_table(&build, root, 0, TOP_LEVEL, 0, 0, count - 1);
         if (code) {
-            *where = code == ENOMEM && !commit ? build.needed - tables->free_pages : build.where;
+            *where = code == ENOMEM && !commit ? build.needed - tables->memory.free_pages : build.where;
             return refuse(error, code, operation);
         }
     }

@@ -10,7 +10,7 @@ void rift_x86_64_tables_walk(const struct rift_x86_64_tables *tables, uint64_t l
     }
     for (int level = TOP_LEVEL;; --level) {
         int code;
-        const uint64_t *table = rift_x86_64_table_at(tables, table_address, 0, &code);
+        const uint64_t *table = rift_table_at(&tables->memory, table_address, 0, &code);
         if (!table) {
             walk->status = RIFT_X86_64_TABLE_OUTSIDE;
             return;
@@ -71,11 +71,11 @@ static void take(struct list *list, uint64_t *slot, uint64_t entry, uint64_t lin
 
 static int list_table(struct list *list, uint64_t address, int level, uint64_t base) {
     int code = 0;
-    uint64_t *table = rift_x86_64_table_at(list->tables, address, list->clear, &code);
+    uint64_t *table = rift_table_at(&list->tables->memory, address, list->clear, &code);
     list->where = canonical(base);
     if (!table)
         return code;
-    if (++list->visits > list->tables->visit_limit)
+    if (++list->visits > list->tables->memory.visit_limit)
         return ELOOP;
     uint64_t span = level_span(level);
     uint64_t first = list->first > base ? list->first : base;

@@ -1,0 +1,5 @@
+from setuptools import setup
+
+setup(
+    cffi_modules=["src/rift_aarch64/_native_build.py:ffibuilder"], options={"bdist_wheel": {"py_limited_api": "cp311"}}
+)
