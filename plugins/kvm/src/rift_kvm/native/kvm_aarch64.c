@@ -78,6 +78,7 @@ static const struct rift_kvm_binding aarch64 = {
     .isa = "aarch64",
     .registers = rift_kvm_arm_registers,
     .register_count = ARM_REGISTER_COUNT,
+    .flags = RIFT_KVM_STORES_STAY_OPEN,
     .vm_type = vm_type,
     .vm_setup = vm_setup,
     .vm_release = vm_release,

@@ -93,13 +93,17 @@ struct rift_kvm_debug {
 /* See inject_exception. */
 enum rift_kvm_injected { RIFT_KVM_COMPLETE_FIRST = 1 };
 
+enum rift_kvm_binding_flag {
+    RIFT_KVM_STORES_STAY_OPEN = 1 /* the program counter moves on at the next entry, after a store as well */
+};
+
 struct rift_kvm_binding {
     uint32_t version; /* RIFT_KVM_BINDING_VERSION */
     uint32_t bytes;   /* sizeof(struct rift_kvm_binding) */
     const char *isa;
     const struct rift_kvm_register *registers; /* ids are indices of this table */
     uint32_t register_count;
-    uint32_t reserved;
+    uint32_t flags; /* enum rift_kvm_binding_flag */
 
     /* Writes up to *bytes bytes that are the same for all VMs of the process (such as the CPU's
      * identification) and sets *bytes; called once, and its result is cached. May be NULL. */
