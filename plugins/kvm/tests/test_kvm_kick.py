@@ -15,7 +15,7 @@ from kvm_bench import NOWHERE, SECONDS, SPIN, Worker
 from rift_core.errors import HypervisorError, StateError
 from rift_core.exits import ExitKind
 from rift_kvm import KvmConfig
-from rift_kvm import guest as g
+from rift_kvm import guest_x86_64 as g
 
 if TYPE_CHECKING:
     from collections.abc import Callable
