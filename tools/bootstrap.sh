@@ -50,6 +50,6 @@ if [ "$mode" = dev ]; then
     $pip install -q --no-build-isolation -r requirements-dev.txt || fail "the development install failed (see above)"
 else
     $pip install -q --no-build-isolation -e './rift_core[disassembly]' -e ./plugins/kvm -e ./plugins/x86_64 \
-        -e ./plugins/loader_elf -e ./plugins/handlers || fail "the install failed (see above)"
+        -e ./plugins/loader_elf -e ./plugins/loader_macho -e ./plugins/handlers || fail "the install failed (see above)"
 fi
 touch "$stamp"
