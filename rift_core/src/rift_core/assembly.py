@@ -115,7 +115,7 @@ def _read_binary(config: MachineConfig, catalog: Catalog, path: Path) -> Binary:
     for entry in entries:
         info = entry.info
         section = config.loader if config.loader.name == info.name else info.config()
-        binary = Hooks.for_modules((entry.module,)).load_binary(path, section)
+        binary = Hooks.for_modules((entry.module,)).load_binary(path, section, config.isa.name)
         if binary is not None:
             return binary
     tried = ", ".join(e.info.name for e in entries) or "none is installed"
