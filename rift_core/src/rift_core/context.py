@@ -98,6 +98,7 @@ class Context:
         """Make or adopt the vCPU on the calling thread."""
         me = threading.get_ident()
         if self.vcpu is None:
+            self.engine.pristine = False
             self.vcpu = self.engine.vm.create_vcpu(self.index)
             self.owner = me
         elif self.owner != me:

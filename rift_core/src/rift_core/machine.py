@@ -137,6 +137,7 @@ class Machine:
     def memory(self) -> GuestMemory:
         """Guest-physical memory."""
         self._engine.check_open()
+        self._engine.pristine = False
         return self._engine.memory
 
     @property
@@ -521,6 +522,7 @@ class HandlerMachine:
     @property
     def memory(self) -> GuestMemory:
         """Guest-physical memory."""
+        self._engine.pristine = False
         return self._engine.memory
 
     @property

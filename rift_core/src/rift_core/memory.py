@@ -30,12 +30,13 @@ class Permission(IntFlag):
     USER = 8
 
     def __str__(self) -> str:
-        return "".join(
-            letter if self & flag else "-"
-            for letter, flag in zip(
-                "rwxu", (Permission.READ, Permission.WRITE, Permission.EXECUTE, Permission.USER), strict=True
-            )
-        )
+        return _PERMISSION_WORDS[int(self) & 15]
+
+
+_PERMISSION_WORDS = tuple(
+    "".join(letter if bits >> at & 1 else "-" for at, letter in enumerate("rwxu")) for bits in range(16)
+)
+"""``r-x-`` and the like, by number."""
 
 
 class Caching(IntEnum):
@@ -151,6 +152,12 @@ class AddressSpace(Protocol):
         """Map a range that is not mapped yet.
 
         :raises MappingError: misaligned, non-canonical, overlapping, or no table memory left.
+        """
+
+    def map_all(self, mappings: Sequence[Mapping]) -> None:
+        """Map several ranges, all or none.
+
+        :raises MappingError: as :meth:`map`.
         """
 
     def unmap(self, virtual: Gva, size: int) -> None:

@@ -143,13 +143,8 @@ class NativePageTables(ABC):
         :raises MappingError: as :meth:`map`.
         """
         mappings = self.ordered(mappings)
-        native = self._ffi.new(self._rows, len(mappings))
-        for at, mapping in enumerate(mappings):
-            row = native[at]
-            row.linear = mapping.virtual
-            row.physical = mapping.physical
-            row.size = mapping.size
-            row.flags, row.largest_page = self.mapping_flags(mapping)
+        rows = [(m.virtual, m.physical, m.size, *self.mapping_flags(m)) for m in mappings]
+        native = self._ffi.new(self._rows, rows)
         with self._lock:
             held = self._regions()
             status = self._functions["map"](self._tables, native, len(mappings), self._where, self._error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rift_core.backend import Binding
@@ -27,6 +28,7 @@ _DESCRIPTION_BYTES = 64 * 1024
 _LAST = 0xFFFF_FFFF_FFFF_FFFF
 
 
+@cache
 def host_binding() -> Binding:
     """The binding for this machine's own CPU."""
     native = lib.rift_kvm_host_binding()
