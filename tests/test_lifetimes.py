@@ -123,13 +123,48 @@ def test_kick_against_close() -> None:
             while not stop.is_set():
                 thread.kick()  # type: ignore[attr-defined]
 
-        kicker = threading.Thread(target=kick)
-        kicker.start()
+        kickers = [threading.Thread(target=kick) for _ in range(3)]
+        for kicker in kickers:
+            kicker.start()
         time.sleep(0.001)
         machine.close()
         stop.set()
-        kicker.join()
+        for kicker in kickers:
+            kicker.join()
         assert thread.join(10).reason == "killed"
+
+
+def inherited_descriptors() -> list[str]:
+    """What this process has open of a VM or its memory."""
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(link) for link in links if os.path.islink(link)]
+    return [target for target in targets if "kvm" in target or "memfd:rift" in target]
+
+
+def test_forks_at_random_moments_inherit_nothing() -> None:
+    """Other threads make, run and close machines meanwhile: a fork does not catch one half made."""
+    open_spinning().close()
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            with open_machine(code=SPIN, isa="x86_64") as machine:
+                machine.thread().start()
+
+    threads = [threading.Thread(target=churn) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    statuses = set()
+    for _ in range(60):
+        time.sleep(0.002)
+        child = os.fork()
+        if child == 0:
+            os._exit(min(len(inherited_descriptors()), 100))
+        statuses.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert statuses == {0}
 
 
 def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
@@ -143,19 +178,26 @@ def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
         code = 1
         try:
             problems = view[0] != 0
-            for use in (lambda: machine.memory, lambda: machine.call(0x40_0000), lambda: machine.map(0, 0x1000)):
+            for use in (
+                lambda: machine.memory,
+                lambda: machine.call(0x40_0000),
+                lambda: machine.map(0, 0x1000),
+                machine.kill,
+                machine.run,
+                machine.pause().__enter__,
+                thread.start,
+                thread.join,
+                thread.kick,
+                thread.kill,
+                lambda: thread.registers["rip"],
+            ):
                 try:
                     use()
                     problems = True
                 except ForkedMachineError:
                     pass
             machine.close()
-            inherited = [
-                target
-                for fd in os.listdir("/proc/self/fd")
-                if "kvm"
-                in (target := os.readlink(f"/proc/self/fd/{fd}") if os.path.islink(f"/proc/self/fd/{fd}") else "")
-            ]
+            inherited = inherited_descriptors()
             # The child can have machines of its own.
             with open_machine(code=ADD, isa="x86_64") as own:
                 problems = problems or own.call(0x40_0000, 1, 2) != 3

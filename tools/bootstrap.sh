@@ -37,9 +37,9 @@ header=$("$python" -c 'import os, sysconfig; print(os.path.join(sysconfig.get_pa
 
 # Reinstall only when something that decides the result has changed.
 stamp=.venv/rift-$mode.stamp
-inputs=$(find rift_core plugins pyproject.toml requirements-dev.txt requirements-build.txt tools/bootstrap.sh \
+inputs=$(find rift_core plugins pyproject.toml requirements*.txt tools/bootstrap.sh \
     \( -name '*.c' -o -name '*.h' -o -name 'pyproject.toml' -o -name 'setup.py' -o -name '_native_build.py' \
-    -o -name 'requirements-*.txt' -o -name 'bootstrap.sh' \) -not -name '_native.c' -type f -newer "$stamp" 2>/dev/null || echo first)
+    -o -name 'requirements*.txt' -o -name 'bootstrap.sh' \) -not -name '_native.c' -type f -newer "$stamp" 2>/dev/null || echo first)
 if [ -e "$stamp" ] && [ -z "$inputs" ]; then
     exit 0
 fi
@@ -49,7 +49,6 @@ $pip install -q -r requirements-build.txt || fail "pip could not install the bui
 if [ "$mode" = dev ]; then
     $pip install -q --no-build-isolation -r requirements-dev.txt || fail "the development install failed (see above)"
 else
-    $pip install -q --no-build-isolation -e './rift_core[disassembly]' -e ./plugins/kvm -e ./plugins/x86_64 -e ./plugins/aarch64 \
-        -e ./plugins/loader_elf -e ./plugins/handlers || fail "the install failed (see above)"
+    $pip install -q --no-build-isolation -r requirements.txt || fail "the install failed (see above)"
 fi
 touch "$stamp"

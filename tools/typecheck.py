@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     """Exit status of mypy."""
-    sources = [ROOT / "rift_core" / "src", *sorted(ROOT.glob("plugins/*/src")), ROOT / "tools"]
+    sources = [ROOT / "rift_core" / "src", *sorted(ROOT.glob("plugins/*/src")), ROOT / "tools", ROOT / "tests" / "lab"]
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
     return subprocess.run([*command, *map(str, sources)], cwd=ROOT, check=False).returncode
 

@@ -1,9 +1,9 @@
-import platform
-import sys
+import sysconfig
 
 from setuptools import setup
 
-NATIVE = sys.platform == "linux" and platform.machine() == "x86_64"  # elsewhere the probe says why there is none
+# The platform that is built for: elsewhere the probe says why there is no native half.
+NATIVE = sysconfig.get_platform() in ("linux-x86_64", "linux-aarch64")
 
 setup(
     cffi_modules=["src/rift_kvm/_native_build.py:ffibuilder"] if NATIVE else [],

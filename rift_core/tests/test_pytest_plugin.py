@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 
 import pytest
 
+from rift_core.host_memory import HostMemory
 from rift_core.testing.leaks import no_leaks
 
 pytest_plugins = ["pytester"]
@@ -205,3 +207,31 @@ class TestLeaks:
         timer = threading.Timer(0.1, lambda: None)
         with no_leaks():
             timer.start()
+
+    def test_one_map_of_a_memfd(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rift_core.testing.leaks._SETTLE_SECONDS", 0.05)
+        kept = []
+        with pytest.raises(AssertionError, match="maps of files"), no_leaks():
+            kept.append(HostMemory(mmap.PAGESIZE))
+        kept.clear()
+
+    def test_many_anonymous_maps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rift_core.testing.leaks._SETTLE_SECONDS", 0.05)
+        kept = []
+        with pytest.raises(AssertionError, match="anonymous maps"), no_leaks():
+            kept += [mmap.mmap(-1, 2 * mmap.PAGESIZE, mmap.MAP_PRIVATE, p) for p in (mmap.PROT_READ, 3) * 10]
+        for each in kept:
+            each.close()
+
+    def test_stacks_that_the_c_library_keeps_do_not_count(self) -> None:
+        def burst(count: int) -> None:
+            gate = threading.Event()
+            threads = [threading.Thread(target=gate.wait) for _ in range(count)]
+            for thread in threads:
+                thread.start()
+            gate.set()
+            for thread in threads:
+                thread.join()
+
+        with no_leaks():
+            burst(30)

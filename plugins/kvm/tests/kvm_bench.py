@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rift_core.exits import Exit, ExitKind
 from rift_core.memory import Gpa, MemoryRegion, Permission
 from rift_kvm import KvmConfig
-from rift_kvm import guest as g
-from rift_kvm.guest import Guest
+from rift_kvm import guest_x86_64 as g
+from rift_kvm.guest_x86_64 import Guest
 from rift_kvm.probe import probe
 from rift_kvm.vm import KvmVm, host_binding
 

@@ -12,7 +12,7 @@ from kvm_bench import HLT, NOWHERE, SPIN
 from rift_core.errors import HypervisorError, UnsupportedError
 from rift_core.exits import ExitKind
 from rift_core.memory import Gpa, MemoryRegion, Permission
-from rift_kvm import guest as g
+from rift_kvm import guest_x86_64 as g
 
 if TYPE_CHECKING:
     from kvm_bench import KvmBench

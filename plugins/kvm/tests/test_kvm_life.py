@@ -17,7 +17,7 @@ from rift_core.errors import ForkedMachineError, HypervisorError, StateError
 from rift_core.exits import ExitKind
 from rift_core.memory import Gpa, MemoryRegion
 from rift_core.testing.leaks import no_leaks
-from rift_kvm import guest as g
+from rift_kvm import guest_x86_64 as g
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from rift_core.backend import Binding
 from rift_core.errors import HypervisorError, StateError
 from rift_core.exits import Exit, ExitHandler, ExitKind, NativeHandler
 from rift_core.memory import Gpa
-from rift_kvm import guest as g
+from rift_kvm import guest_x86_64 as g
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,5 +206,5 @@ class TestMadeUpBinding:
         copy = support.ffi.new("struct rift_kvm_binding *")
         support.ffi.memmove(copy, support.ffi.cast("void *", support.lib.fake_binding()), support.ffi.sizeof(copy[0]))
         copy.version += 1
-        with pytest.raises(HypervisorError, match="it is of version 3"):
+        with pytest.raises(HypervisorError, match="it is of version 4"):
             make_bench(binding=Binding("kvm", "made-up", native=int(support.ffi.cast("uintptr_t", copy))), guests=False)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rift_core.errors import PluginUnavailableError
 from rift_core.exits import ExitKind
 from rift_core.testing.tools import require_backend
 from rift_kvm import KvmConfig, cache, rift_binding, rift_plugin
 from rift_kvm import probe as probe_module
+from rift_kvm.host import host_isa
 from rift_kvm.probe import probe
+from rift_kvm.vm import KvmVm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,22 +36,24 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_found_is_consistent() -> None:
     result = require_backend("kvm")
-    assert result.isas == ("x86_64",)
-    assert result.machine in ("kvm-pvm", "kvm-svm", "kvm-vmx", "kvm-unknown")
+    assert result.isas == (host_isa(),)
+    assert result.machine in ("kvm-pvm", "kvm-svm", "kvm-vmx", "kvm-unknown", "kvm-arm")
     assert {"parallel_vcpus", "multiple_vms", "save_restore"} <= result.capabilities
-    assert {ExitKind.HALT, ExitKind.PORT_IO, ExitKind.MMIO} <= result.exit_kinds
+    assert {ExitKind.MMIO, ExitKind.FAIL_ENTRY, ExitKind.INTERRUPTED} <= result.exit_kinds
     assert (ExitKind.DEBUG in result.exit_kinds) == any(name.startswith("debug_") for name in result.capabilities)
     assert 36 <= result.limits.gpa_bits <= 52
-    assert result.features.page_sizes[:2] == (0x1000, 0x20_0000)
-    assert result.features.xcr0 & 1
-    assert ("vector_supervisor" in result.capabilities) == ("sse" in result.features.names)
+    assert result.limits.page_size == mmap.PAGESIZE
+    assert {0x1000, 0x20_0000} <= set(result.features.page_sizes)
+    assert bool(result.features.xcr0 & 1) == (host_isa() == "x86_64")
+    assert ("id_aa64mmfr0_el1" in result.features.id_registers) == (host_isa() == "aarch64")
+    assert ("vector_supervisor" in result.capabilities) == bool({"sse", "asimd"} & result.features.names)
 
 
 def test_measurements_are_kept_on_disk(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = require_backend("kvm")
     assert stat.S_IMODE(own_cache.parent.stat().st_mode) == 0o700
     monkeypatch.setattr(probe_module, "_results", {})
-    monkeypatch.setattr("rift_kvm.measure.measure", lambda vm: pytest.fail("it was measured again"))
+    monkeypatch.setattr(KvmVm, "create_vcpu", lambda vm, index: pytest.fail("it was measured again"))
     assert probe(KvmConfig()) == first
 
 
@@ -158,10 +165,29 @@ def test_discovery_loads_no_native_code() -> None:
 
 def test_what_the_module_declares() -> None:
     infos = rift_plugin()
-    assert [(info.kind, info.name) for info in infos] == [("backend", "kvm"), ("binding", "kvm/x86_64")]
+    assert [(info.kind, info.name) for info in infos] == [
+        ("backend", "kvm"),
+        ("binding", "kvm/x86_64"),
+        ("binding", "kvm/aarch64"),
+    ]
     assert rift_binding(backend="hvf", isa="x86_64") is None
     assert rift_binding(backend="kvm", isa="riscv64") is None
     require_backend("kvm")
-    binding = rift_binding(backend="kvm", isa="x86_64")
+    isa = host_isa()
+    assert isa is not None
+    binding = rift_binding(backend="kvm", isa=isa)
     assert binding is not None
-    assert binding.native
+    assert (binding.isa, bool(binding.native)) == (isa, True)
+
+
+def test_guests_of_another_isa_than_the_hosts_are_refused() -> None:
+    other = {"x86_64": "aarch64", "aarch64": "x86_64"}[host_isa() or "x86_64"]
+    with pytest.raises(PluginUnavailableError, match=f"binding kvm/{other}: KVM runs guests of its host's own ISA"):
+        rift_binding(backend="kvm", isa=other)
+
+
+def test_a_host_without_a_binding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64", release="", version=""))
+    result = probe(KvmConfig())
+    assert not result.available
+    assert result.reason == "this backend has bindings for x86_64 and aarch64 hosts; this is riscv64"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core.errors import HypervisorError, UnsupportedError
-from rift_kvm import guest as g
+from rift_kvm import guest_x86_64 as g
 
 if TYPE_CHECKING:
     from kvm_bench import KvmBench

@@ -20,6 +20,7 @@ from rift_core.guest_info import GuestInfo
 from rift_core.guest_memory import GuestMemory
 from rift_core.hooks import Hooks
 from rift_core.host_memory import HostMemory
+from rift_core.interrupts import HELD
 from rift_core.isa import Area, Vectors
 from rift_core.layout import SPARE_TABLES, MachinePlan, ThreadRequest, plan
 from rift_core.memory import Gva, MemoryRegion, Permission
@@ -114,7 +115,7 @@ def _read_binary(config: MachineConfig, catalog: Catalog, path: Path) -> Binary:
     for entry in entries:
         info = entry.info
         section = config.loader if config.loader.name == info.name else info.config()
-        binary = Hooks.for_modules((entry.module,)).load_binary(path, section)
+        binary = Hooks.for_modules((entry.module,)).load_binary(path, section, config.isa.name)
         if binary is not None:
             return binary
     tried = ", ".join(e.info.name for e in entries) or "none is installed"
@@ -266,6 +267,11 @@ def build_engine(assembly: Assembly) -> Engine:
 
     :raises HypervisorError: the hypervisor refused; everything made so far is released.
     """
+    with HELD:  # short, and easier than to clean up after an interrupt anywhere in it
+        return _build_engine(assembly)
+
+
+def _build_engine(assembly: Assembly) -> Engine:
     config, layout, isa = assembly.config, assembly.plan, assembly.isa
     features = assembly.backend.probe.features
     limits = assembly.backend.probe.limits

@@ -8,12 +8,13 @@ next caller, so thousands of short-lived threads share a few vCPUs.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from rift_core.context import MAIN_THREAD
 from rift_core.errors import GuestExitError, ReentrancyError, RiftError
+from rift_core.interrupts import HELD, MAIN_THREAD
 from rift_core.isa import EntryState
 from rift_core.values import RESULTS, to_arguments
 
@@ -47,7 +48,7 @@ class CallPool:
         self._stack = stack
         self._local = threading.local()
         self._parked: dict[str, deque[Context]] = {"supervisor": deque(), "user": deque()}
-        self._made = 0
+        self._numbers = itertools.count(1)
 
     def call(
         self,
@@ -71,7 +72,7 @@ class CallPool:
             context = self._local.leases.contexts[privilege]
         except (AttributeError, KeyError):
             context = self._lease(privilege)
-        if context.running:
+        if context.busy.locked():
             raise ReentrancyError(
                 f"{what} is called from an exit handler of a guest call on the same thread; call from another thread"
             )
@@ -80,34 +81,32 @@ class CallPool:
         expiry = None
         if timeout is not None:
             expiry = lambda: TimeoutError(f"the call of {what} did not return within {timeout} s")  # noqa: E731
-        context.enter(timeout, expiry, me == MAIN_THREAD)
-        clean = False
         failure: Exception | None = None
-        try:
-            if vcpu is None or context.owner != me:
-                vcpu = context.acquire_vcpu()
-            # The payload's own vectors would run in supervisor mode on data that user mode can write.
-            vectors = engine.vectors if privilege == "supervisor" else None
-            state = EntryState(entry, context.stack_top, engine.root, privilege, converted, vectors)
-            if context.fresh:
-                vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
-                context.fresh = False
-            vcpu.write_registers(engine.isa.call_registers(engine.system, context.areas, state))
-            stop = context.loop(engine.dispatcher)
-            returned = context.returned
-            clean = returned is not None
-            if returned is None:
-                raise GuestExitError(
-                    f"{what} did not return: the guest ended with {stop.reason} (status {stop.status})", stop=stop
-                )
-            result = engine.isa.result(returned, vcpu, kind)
-        finally:
+        with context.busy:  # whole, whatever signal arrives: see rift_core.interrupts
+            fresh, context.fresh = context.fresh, True  # until it has come back: else the next call starts from scratch
             try:
-                failure = engine.dispatcher.finish()
+                context.enter(timeout, expiry, me == MAIN_THREAD.ident)
+                if vcpu is None or context.owner != me:
+                    vcpu = context.acquire_vcpu()
+                # The payload's own vectors would run in supervisor mode on data that user mode can write.
+                vectors = engine.vectors if privilege == "supervisor" else None
+                state = EntryState(entry, context.stack_top, engine.root, privilege, converted, vectors)
+                if fresh:
+                    vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
+                vcpu.write_registers(engine.isa.call_registers(engine.system, context.areas, state))
+                stop = context.loop(engine.dispatcher)
+                returned = context.returned
+                if returned is None:
+                    raise GuestExitError(
+                        f"{what} did not return: the guest ended with {stop.reason} (status {stop.status})", stop=stop
+                    )
+                result = engine.isa.result(returned, vcpu, kind)
+                context.fresh = False
             finally:
-                if not clean:
-                    context.fresh = True  # whatever state it was left in, the next call starts from scratch
-                context.leave()
+                try:
+                    failure = engine.dispatcher.finish()
+                finally:
+                    context.leave()
         if failure is not None:
             raise failure
         return bool(result) if restype is ctypes.c_bool else result
@@ -123,10 +122,10 @@ class CallPool:
         leases: _Leases | None = getattr(self._local, "leases", None)
         if leases is None:
             leases = self._local.leases = _Leases(self)
-        try:
-            context = self._parked[privilege].popleft()
-        except IndexError:
-            self._made += 1
-            context = self._engine.new_context(f"call-{self._made}", privilege, self._stack)
-        leases.contexts[privilege] = context
+        with HELD:
+            try:
+                context = self._parked[privilege].popleft()
+            except IndexError:
+                context = self._engine.new_context(f"call-{next(self._numbers)}", privilege, self._stack)
+            leases.contexts[privilege] = context
         return context

@@ -4,10 +4,13 @@
 2. Other threads never touch the vCPU. They post a request, or an ending, and kick; the owner serves both
    between two entries, when every access is complete (a kicked ``VCpu.run`` has completed it).
 3. A kick is never lost: it makes the run in progress, or the next one, return INTERRUPTED.
+4. Whether a run is in progress is the state of a lock, ``busy``, which an interrupt cannot leave half taken. All else
+   that ``enter`` and ``leave`` do may be cut short by one, and is put right by the next ``enter``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 import time
@@ -18,12 +21,13 @@ from typing import TYPE_CHECKING, TypeVar
 from rift_core import doorbell
 from rift_core.errors import GuestCrashError, GuestFaultError, LimitError, RiftError, StateError, UnhandledExitError
 from rift_core.exits import Exit, ExitKind, Resume, Stop
+from rift_core.interrupts import MAIN_THREAD
 from rift_core.memory import Gva
 from rift_core.report import describe_address, disassemble, fault_report, format_registers
 from rift_core.watchdog import WATCHDOG
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rift_core.backend import VCpu
     from rift_core.dispatch import Dispatcher
@@ -46,9 +50,6 @@ USER_DOORBELL_READ = 4
 
 _ENOSYS = (1 << 64) - errno.ENOSYS
 _CRASHES = frozenset({ExitKind.SHUTDOWN, ExitKind.FAIL_ENTRY, ExitKind.UNKNOWN, ExitKind.MEMORY_FAULT})
-MAIN_THREAD = threading.main_thread().ident
-"""The only thread on which Python runs signal handlers."""
-
 _RATE_WINDOW = 0.25  # seconds over which exits a second are counted
 _HELD_LOOK = 0.5  # seconds until the watchdog looks again at a deadline that has passed while the guest is held
 
@@ -71,10 +72,11 @@ class Context:
         self.stack_top = Gva(areas["stack"].end)
         self.vcpu: VCpu | None = None
         self.owner = 0  # ident of the thread that owns the vCPU, 0: parked
-        self.running = False
+        self.busy = threading.Lock()  # held by a run in progress
         self.fresh = True  # the whole entry state must be written before the next run
         self.returned: Exit | None = None  # the store to RETURN that ended the last run
         self._lock = threading.Lock()
+        self._accepting = False  # requests are going to be served
         self._requests: deque[Callable[[], None]] = deque()
         self._ending: Stop | BaseException | None = None
         self.held = False  # waits at a closed gate
@@ -84,6 +86,11 @@ class Context:
         self._expires_at = NEVER
         self._expiry: Callable[[], BaseException] | None = None
         self._rate_from = (0.0, 0)
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is in progress."""
+        return self.busy.locked()
 
     # -- ownership -------------------------------------------------------------------------------
 
@@ -104,19 +111,46 @@ class Context:
             self.vcpu.park()
             self.owner = 0
 
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[None]:
+        """The vCPU for the calling thread, to read or write its state while no run is in progress.
+
+        :raises StateError: a run is in progress, or the machine is closed.
+        """
+        if not self.busy.acquire(blocking=False):
+            raise StateError(f"thread {self.name} is in the guest")
+        engine = self.engine
+        try:
+            engine.active.add(self)
+            engine.check_open()
+            try:
+                yield
+            finally:
+                self.park()
+        finally:
+            engine.active.discard(self)
+            self.busy.release()
+            with engine.changed:
+                engine.changed.notify_all()
+
     # -- the owner's side ------------------------------------------------------------------------
 
     def enter(self, seconds: float | None, expiry: Callable[[], BaseException] | None, heartbeat: bool = False) -> None:
-        """Begin a run that may take ``seconds``; when they are over it ends with ``expiry()``.
+        """Begin a run that may take ``seconds``; when they are over it ends with ``expiry()``. ``busy`` is held.
 
         ``heartbeat``: it runs on the process's main thread, which must look after Python's signals.
+        :raises StateError: the machine is closed; :meth:`leave` all the same.
         """
         self.returned = None
+        self.held = False
+        self.deadline = self._expires_at = NEVER
         with self._lock:
             self._ending = None
-            self.running = True
+            self._accepting = True
         engine = self.engine
         engine.active.add(self)
+        if engine.closing:  # looked at after the line above: whoever closes sees us, or we see that
+            raise StateError("the machine is closed")
         limits = engine.limits
         if limits.wall_time is not None and (seconds is None or limits.wall_time < seconds):
             seconds, expiry = limits.wall_time, self._wall_time_error
@@ -128,17 +162,16 @@ class Context:
             if limits.exits_per_second is not None and self.vcpu is not None:
                 self._rate_from = (time.monotonic(), self.vcpu.exit_count)
             WATCHDOG.watch(self)
-        if engine.closing:
-            self.end(StateError("the machine is closed"))
-        elif engine.gates:
+        if engine.gates:
             self._kick()
 
     def leave(self) -> None:
-        """End a run."""
+        """End a run; ``busy`` is released afterwards."""
         if self.polled or self._expires_at != NEVER:
             self._expires_at = self.deadline = NEVER
             WATCHDOG.unwatch(self)
-        self.running = False
+        with self._lock:
+            self._accepting = False
         engine = self.engine
         engine.active.discard(self)
         if engine.waiting:
@@ -207,10 +240,12 @@ class Context:
             since = time.monotonic()
             with engine.changed:
                 self.held = True
-                engine.changed.notify_all()
-                while engine.holds(self) and not self._requests and self._ending is None:
-                    engine.changed.wait()
-                self.held = False
+                try:
+                    engine.changed.notify_all()
+                    while engine.holds(self) and not self._requests and self._ending is None:
+                        engine.changed.wait()
+                finally:
+                    self.held = False
             self._postpone(time.monotonic() - since)
 
     # -- the others' side ------------------------------------------------------------------------
@@ -235,7 +270,7 @@ class Context:
                 future.set_exception(error)
 
         with self._lock:
-            if not self.running:
+            if not (self._accepting and self.running):
                 raise StateError(f"thread {self.name} does not run")
             self._requests.append(serve)
         self._kick()
@@ -292,7 +327,7 @@ class Context:
                         )
                     )
                 self._rate_from = (now, vcpu.exit_count)
-        if self.owner == MAIN_THREAD:
+        if self.owner == MAIN_THREAD.ident:
             vcpu.kick()
 
     def _wall_time_error(self) -> LimitError:

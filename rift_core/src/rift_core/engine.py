@@ -12,8 +12,9 @@ import contextlib
 import os
 import queue
 import threading
+import time
 import weakref
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from rift_core.context import Context
 from rift_core.dispatch import Dispatcher
@@ -21,12 +22,14 @@ from rift_core.errors import AddressError, ForkedMachineError, MappingError, Sta
 from rift_core.exits import Stop
 from rift_core.heap import PhysicalHeap
 from rift_core.host_memory import HostMemory
+from rift_core.interrupts import HELD
 from rift_core.isa import Area
 from rift_core.layout import HEAP, align_up, stack_request
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
+from rift_core.watchdog import WATCHDOG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from rift_core.backend import Limits, Vm
     from rift_core.binary import SymbolTable
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from rift_core.memory import AddressSpace, Walk
     from rift_core.thread import Thread
 
+_SLICE_SECONDS = 0.05
 _JOIN_SECONDS = 10.0
 """How long a close waits for a guest thread; longer only if an exit handler of its own does not return."""
 
@@ -71,7 +75,7 @@ class Gate:
     def close(self, through: Iterable[Context] = ()) -> None:
         """Let nobody enter but ``through``; on a closed gate, change who that is. Returns at once."""
         engine = self._engine
-        with engine.changed:
+        with HELD, engine.changed:
             self._through = frozenset(through)
             if not self.closed:
                 self.closed = True
@@ -92,13 +96,12 @@ class Gate:
         def outside() -> bool:
             return all(c.held or not c.running or c.owner == me or not self.stops(c) for c in list(engine.active))
 
-        with engine.changed:
-            return engine.changed.wait_for(outside, timeout)
+        return engine.wait(outside, timeout)
 
     def open(self) -> None:
         """Let everybody enter. Harmless when it is open."""
         engine = self._engine
-        with engine.changed:
+        with HELD, engine.changed:
             if self.closed:
                 self.closed = False
                 engine.gates = tuple(gate for gate in engine.gates if gate is not self)
@@ -131,15 +134,17 @@ class Engine:
         self.root = Gpa(0)  # of the page tables
         self.heap = PhysicalHeap(self.page)
         self.heap.release(plan.heap.start, len(plan.heap))
-        self.edits = threading.RLock()  # memory regions, page tables, the heap, the virtual window
+        self.edits = Edits()  # memory regions, page tables, the heap, the virtual window
         self.changed = threading.Condition()
         self.gates: tuple[Gate, ...] = ()  # those that are closed
-        self.waiting = 0  # who waits for a context to leave
+        self.waiting = 0  # who waits for a context to leave; a hint, see wait()
         self.contexts: list[Context] = []
         self.active: set[Context] = set()
         self.threads: list[Thread] = []
-        self.closing = False
-        self.closed = False
+        self.closing = False  # nobody enters any more
+        self.closed = False  # all is released
+        self._close_lock = threading.RLock()
+        self._close_step = 0  # 1: somebody closes, 2: extensions were told
         self.forked = False
         self._window_next = int(plan.window_next)
         self._calls_to_close: list[object] = []
@@ -147,13 +152,17 @@ class Engine:
 
     # -- state -----------------------------------------------------------------------------------
 
-    def check_open(self) -> None:
-        """:raises StateError: closed. :raises ForkedMachineError: this is a forked child of the machine's process."""
+    def check_process(self) -> None:
+        """:raises ForkedMachineError: this is a forked child of the machine's process."""
         if self.forked:
             raise ForkedMachineError(
                 "this machine belongs to the parent process: after fork its memory here is empty and its vCPUs are "
                 "out of reach; open a machine of the child's own"
             )
+
+    def check_open(self) -> None:
+        """:raises StateError: closed. :raises ForkedMachineError: this is a forked child of the machine's process."""
+        self.check_process()
         if self.closing:
             raise StateError("the machine is closed")
 
@@ -311,8 +320,8 @@ class Engine:
             size = align_up(size, self.page)
             physical = self.take_physical(size, name=name)
             virtual = Gva(self._window_next)
-            self.map_pages(Mapping(virtual, physical, size, permissions, name, caching, self.page))
             self._window_next += size + self.page
+            self.map_pages(Mapping(virtual, physical, size, permissions, name, caching, self.page))
             return Area(name, virtual, physical, self.memory.view(physical, size))
 
     # -- vCPUs -----------------------------------------------------------------------------------
@@ -350,8 +359,8 @@ class Engine:
         """
         self.check_open()
         gate = Gate(self)
-        gate.close()
         try:
+            gate.close()
             if not gate.wait(timeout):
                 raise TimeoutError(f"the machine did not pause within {timeout} s: an exit handler does not return")
             yield
@@ -361,6 +370,22 @@ class Engine:
     def holds(self, context: Context) -> bool:
         """Whether a closed gate keeps ``context`` outside the guest."""
         return any(gate.stops(context) for gate in self.gates)
+
+    def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until ``condition`` holds. Contexts that leave tell us; an interrupt may keep one from doing so, hence
+        the slices."""
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        with self.changed:
+            self.waiting += 1
+            try:
+                while not condition():
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return False
+                    self.changed.wait(min(left, _SLICE_SECONDS))
+                return True
+            finally:
+                self.waiting -= 1
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -372,33 +397,48 @@ class Engine:
     def close(self) -> None:
         """End all guests, take the memory from them, release the VM. Twice is harmless.
 
-        :raises StateError: called from inside one of the machine's own exit handlers.
+        One that was interrupted, or that gave up waiting, can be repeated: it goes on where it stopped.
+        :raises StateError: called from inside one of the machine's own exit handlers, or one of them does not return.
         """
-        if self.forked:
+        if self.forked or self.closed:
             return
         me = threading.get_ident()
         if any(c.running and c.owner == me for c in list(self.active)):
             raise StateError("an exit handler cannot close its own machine; return Stop() from it instead")
-        with self.changed:
-            if self.closing:
-                self.changed.wait_for(lambda: self.closed, _JOIN_SECONDS)
+        self.closing = True  # before anybody is ended: see Context.enter
+        with self._close_lock:
+            if self.closed or self._close_step == 1:  # 1: an extension, told of the end, closes once more
                 return
-            self.closing = True
-            self.waiting += 1
+            told, self._close_step = self._close_step, 1
+            try:
+                self._end_and_wait()
+                if told != 2:
+                    told = 2
+                    self.hooks.machine_closing(self)
+            finally:
+                self._close_step = told
+                if told == 2:
+                    self.release()
+
+    def _end_and_wait(self) -> None:
         self.end_all(Stop(0, "killed"))
-        with self.changed:
-            self.changed.wait_for(lambda: not self.active, _JOIN_SECONDS)
+        deadline = time.monotonic() + _JOIN_SECONDS
+        self.wait(lambda: not any(c.running for c in list(self.active)), _JOIN_SECONDS)
         for thread in self.threads:
-            thread.wait_ended(_JOIN_SECONDS)
-        try:
-            self.hooks.machine_closing(self)
-        finally:
-            self.release()
+            thread.wait_ended(max(deadline - time.monotonic(), 0))
+        left = [c.name for c in list(self.active) if c.running]
+        if left:
+            raise StateError(
+                f"an exit handler of {', '.join(left)} has not returned for {_JOIN_SECONDS:.0f} s: the machine is not "
+                "closed yet; close it again when it has"
+            )
 
     def release(self) -> None:
         """Let go of vCPUs, VM and memory: the last step of closing, and the clean-up of a machine half made."""
         self.closing = True
         with self.edits:
+            for context in self.contexts:
+                WATCHDOG.unwatch(context)
             for context in self.contexts:
                 if context.vcpu is not None:
                     context.vcpu.close()
@@ -420,8 +460,31 @@ class Engine:
         self.contexts.clear()
         self.threads.clear()
         self.dispatcher = Dispatcher(())
-        for name in ("space", "system", "vectors"):
-            self.__dict__.pop(name, None)
+        gone: Any = _Gone()
+        self.space = self.system = gone
+        self.vectors = None
+
+
+class _Gone:
+    """What took part in a machine that is closed."""
+
+    def __getattr__(self, name: str) -> object:
+        raise StateError("the machine is closed")
+
+
+class Edits:
+    """A reentrant lock; who holds it is not interrupted by Ctrl-C, since a change cut in half cannot be undone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        HELD.__enter__()
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+        HELD.__exit__(*exception)
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -453,6 +516,10 @@ class _Reaper:
             engine = self._queue.get()
             try:
                 engine.close()
+            except StateError:  # an exit handler does not return: later
+                self._queue.put(engine)
+            except Exception as error:  # an extension's: told as any thread's, but the other machines need us
+                _report(error)
             finally:
                 del engine
 
@@ -463,7 +530,16 @@ REAPER = _Reaper()
 def _close_all() -> None:
     """At interpreter exit: end and join what still runs."""
     for engine in list(_engines):
-        engine.close()
+        try:
+            engine.close()
+        except Exception as error:
+            _report(error)
+
+
+def _report(error: Exception) -> None:
+    threading.excepthook(
+        threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+    )
 
 
 def _forget_in_child() -> None:

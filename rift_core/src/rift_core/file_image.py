@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rift_core.errors import BinaryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 HEAD = 64
@@ -48,6 +48,12 @@ class FileImage:
     def size(self) -> int:
         """Bytes."""
         return self.view.nbytes
+
+    def can_show(self, address: int, offset: int, size: int) -> bool:
+        """Whether whole pages of ``size`` bytes from ``offset`` on can appear at a guest address without a copy."""
+        first_page = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        congruent = address % mmap.PAGESIZE == offset % mmap.PAGESIZE
+        return self.mapped and congruent and address + size >= first_page + mmap.PAGESIZE
 
 
 def _check_regular(path: Path, mode: int) -> None:
@@ -107,3 +113,19 @@ def read_image(
         raise BinaryError(f"{path}: the file cannot be read: {reason}") from error
     except MemoryError:
         raise BinaryError(f"{path}: the file cannot be read: it does not fit into memory") from None
+
+
+def check_unshared(path: Path, parts: Iterable[tuple[int, int, bool]]) -> None:
+    """A segment whose bytes are changed must not share them with another, which would see them change too.
+
+    :param parts: offset in the file, size, and whether the bytes are changed.
+    :raises BinaryError: it does.
+    """
+    end, changed = 0, False
+    for start, size, hit in sorted(part for part in parts if part[1]):
+        if start < end and (hit or changed):
+            raise BinaryError(
+                f"{path}: offset {start:#x}: a segment that is relocated shares its bytes with another one"
+            )
+        if start + size > end:
+            end, changed = start + size, hit

@@ -84,9 +84,9 @@ class Hooks:
         """The hooks of these modules; made once a process."""
         return Hooks(modules)
 
-    def load_binary(self, path: Path, config: Section) -> Binary | None:
+    def load_binary(self, path: Path, config: Section, isa: str) -> Binary | None:
         """``rift_load_binary``; None: another format."""
-        binary: Binary | None = self._manager.hook.rift_load_binary(path=path, config=config)
+        binary: Binary | None = self._manager.hook.rift_load_binary(path=path, config=config, isa=isa)
         return binary
 
     def binding(self, backend: str, isa: str) -> Binding:

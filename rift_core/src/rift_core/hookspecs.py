@@ -34,8 +34,11 @@ def rift_plugin() -> PluginInfo | Sequence[PluginInfo]:  # type: ignore[empty-bo
 
 
 @hookspec(firstresult=True)
-def rift_load_binary(path: Path, config: Section) -> Binary | None:
+def rift_load_binary(path: Path, config: Section, isa: str) -> Binary | None:
     """Parse, check and relocate the executable at ``path``, or return None if it is of another format.
+
+    ``isa`` is the ISA that the configuration asks for, or ``"auto"``: formats that hold images of several ISAs in one
+    file choose by it. Core refuses a result of another ISA.
 
     Called by: the machine, once, before the VM exists.  Implemented by: loaders.
     Stops at the first result that is not None.

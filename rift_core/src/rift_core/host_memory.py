@@ -16,8 +16,11 @@ import weakref
 from typing import Any
 
 from rift_core.errors import MappingError
+from rift_core.forks import WHOLE
+from rift_core.interrupts import HELD
 
 PAGE_SIZE = mmap.PAGESIZE
+_NAME = "rift:"  # of the memfds
 _MAP_FIXED = 0x10  # the same value on Linux and macOS
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -66,21 +69,25 @@ class HostMemory:
 
     def __init__(self, size: int, name: str = "ram") -> None:
         try:
-            if hasattr(os, "memfd_create"):
-                descriptor = os.memfd_create(f"rift:{name}", os.MFD_CLOEXEC)
-                try:
-                    os.ftruncate(descriptor, size)
-                    self._map = mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-                finally:
-                    os.close(descriptor)
-            else:
-                self._map = mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+            with HELD, WHOLE:
+                self._map = _shared_map(size, name)
+                _inherited.add(self._map)
         except (OSError, ValueError, OverflowError) as error:
             raise MappingError(f"cannot get {size:#x} bytes of host memory for {name}: {error}") from error
         self.view = memoryview(self._map)
         self.address = buffer_address(self._map)
         self.size = size
-        _inherited.add(self._map)
+
+
+def _shared_map(size: int, name: str) -> mmap.mmap:
+    if not hasattr(os, "memfd_create"):
+        return mmap.mmap(-1, size, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    descriptor = os.memfd_create(f"{_NAME}{name}", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size)
+        return mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(descriptor)
 
 
 _inherited: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
@@ -103,6 +110,24 @@ def _empty_in_child() -> None:
             0,
         )
     _inherited.clear()
+    _give_up_descriptors()
+
+
+def _give_up_descriptors() -> None:
+    """In a forked child: the descriptors that mmap objects keep would lead to the parent's guest memory.
+
+    The number stays taken, since the object closes it when it dies.
+    """
+    if not os.path.isdir("/proc/self/fd"):
+        return
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if os.readlink(f"/proc/self/fd/{number}").startswith(f"/memfd:{_NAME}"):
+                nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                os.dup2(nothing, number, inheritable=False)
+                os.close(nothing)
+        except OSError:  # the descriptor of the listing itself
+            continue
 
 
 os.register_at_fork(after_in_child=_empty_in_child)

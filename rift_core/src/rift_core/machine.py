@@ -240,6 +240,7 @@ class Machine:
 
     def kill(self) -> None:
         """End every guest thread and call in progress; the machine stays usable."""
+        self._engine.check_process()
         self._engine.end_all(Stop(0, "killed"))
 
     def pause(self, timeout: float | None = None) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rift_core.errors import GuestError, RiftError, StateError
 from rift_core.exits import Stop
+from rift_core.interrupts import HELD
 from rift_core.isa import EntryState
 from rift_core.values import to_arguments
 
@@ -116,20 +117,24 @@ class Thread:
         :raises StateError: it runs already, or the machine is closed.
         """
         converted = to_arguments(arguments or self._default_arguments)
-        with self._lock:
+        self.engine.check_process()  # before the lock: in a forked child nobody may be left to release it
+        with HELD, self._lock:
             self.engine.check_open()
             if self._host is not None and not self._ended.is_set():
                 raise StateError(f"thread {self.name} runs already; join() or kill() it first")
-            self._ended = threading.Event()
-            self._outcome = None
-            host = threading.Thread(target=self._run, args=(converted,), name=f"rift-{self.name}", daemon=True)
+            ended = threading.Event()
+            host = threading.Thread(target=self._run, args=(converted, ended), name=f"rift-{self.name}", daemon=True)
             # Enter on behalf of the new thread: a kill that comes before the thread is scheduled must count.
-            self.context.enter(None, None)
+            self.context.busy.acquire()
+            before = self._outcome, self._ended
             try:
+                self.context.enter(None, None)
+                self._outcome, self._ended = None, ended
                 host.start()
             except BaseException:
+                self._outcome, self._ended = before
                 self.context.leave()
-                self._ended.set()
+                self.context.busy.release()
                 raise
             self._host = host
         return self
@@ -140,6 +145,7 @@ class Thread:
         :raises GuestError: the guest's fault ended it.  :raises TimeoutError: it goes on.
         :raises StateError: it was never started.
         """
+        self.engine.check_process()
         if self._host is None:
             raise StateError(f"thread {self.name} was not started")
         if not self._ended.wait(timeout):
@@ -153,10 +159,12 @@ class Thread:
 
     def kick(self) -> None:
         """Make it leave the guest; it goes on by itself. Signal-safe for the guest: nothing is lost."""
+        self.engine.check_process()
         self.context.kick()
 
     def kill(self) -> None:
         """End it: ``join`` gives ``Stop(reason="killed")``. Harmless when it has ended."""
+        self.engine.check_process()
         self.context.end(Stop(0, "killed"))
 
     def wait_ended(self, timeout: float | None) -> bool:
@@ -198,12 +206,10 @@ class Thread:
                 f"thread {self.name} is in the guest: wait for its end, or hold it with machine.pause(), to touch its "
                 "registers"
             )
-        with self._lock:
-            result = action()
-            context.park()
-            return result
+        with HELD, self._lock, context.borrow():
+            return action()
 
-    def _run(self, arguments: tuple[Argument, ...]) -> None:
+    def _run(self, arguments: tuple[Argument, ...], ended: threading.Event) -> None:
         outcome: Stop | BaseException
         engine, context = self.engine, self.context
         try:
@@ -229,8 +235,11 @@ class Thread:
                 context.park()
             except RiftError as error:
                 outcome = error
-            context.leave()
+            try:
+                context.leave()
+            finally:
+                context.busy.release()
         if isinstance(outcome, GuestError):
             outcome.__traceback__ = None  # the host's frames say nothing about the guest
         self._outcome = outcome
-        self._ended.set()
+        ended.set()

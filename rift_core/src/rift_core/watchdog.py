@@ -16,6 +16,8 @@ import threading
 import time
 from typing import Protocol
 
+from rift_core.interrupts import HELD
+
 TICK = 0.05
 """Seconds between two looks at what wants to be polled."""
 
@@ -59,8 +61,9 @@ class Watchdog:
         if due < self._wake_at or not self._started:
             with self._condition:
                 if not self._started:
-                    self._started = True
-                    threading.Thread(target=self._run, name="rift-watchdog", daemon=True).start()
+                    with HELD:  # else it might be thought to run and does not
+                        threading.Thread(target=self._run, name="rift-watchdog", daemon=True).start()
+                        self._started = True
                 self._condition.notify()
 
     def unwatch(self, guest: Watched) -> None:

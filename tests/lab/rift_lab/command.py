@@ -31,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s MACHINE [OPTION...] -- COMMAND [ARGUMENT...]",
         description="Run a command as root in an emulated machine with a /dev/kvm of its own. The repository is "
         "there, at the same path; what the command writes is gone afterwards.",
-        epilog=f"The exit status is the command's, {qemu.TIME_OUT} when the time is over, {qemu.FAILED} when the machine "
-        "failed. Environment variables CI, PYTEST_ADDOPTS, RIFT_* and HYPOTHESIS_* are passed on. "
+        epilog=f"The exit status is the command's, {qemu.TIME_OUT} when the time is over, {qemu.FAILED} when the "
+        "machine failed. Environment variables CI, PYTEST_ADDOPTS, RIFT_* and HYPOTHESIS_* are passed on. "
         f"{cache.FOLDER_VARIABLE} names the folder that keeps what machines are made of. See docs/lab.md.",
     )
     parser.add_argument("machine", metavar="MACHINE", choices=MACHINES, help=" or ".join(MACHINES))
@@ -94,8 +94,7 @@ def _variables(names: Sequence[str]) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "TERM": "dumb",
     }
-    for name, value in os.environ.items():
-        if name in (*_PASSED_ON, *names) or name.startswith(_PASSED_ON_PREFIXES):
-            variables[name] = value
+    names = (*_PASSED_ON, *names)
+    variables |= {n: v for n, v in os.environ.items() if n in names or n.startswith(_PASSED_ON_PREFIXES)}
     variables.pop(cache.FOLDER_VARIABLE, None)
     return variables

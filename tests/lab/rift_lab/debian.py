@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import tarfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rift_lab import cache
@@ -19,6 +18,7 @@ from rift_lab.cache import LabError, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 LISTS_LIFETIME = 24 * 3600
 """Seconds for which package lists are good enough to download by."""

@@ -1,4 +1,4 @@
-"""Writes an initramfs: a cpio archive of format newc (Linux: Documentation/driver-api/early-userspace/buffer-format.rst)."""
+"""Writes an initramfs: a cpio archive of format newc (Linux: driver-api/early-userspace/buffer-format.rst)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Initramfs:
         out = bytearray()
         for number, (name, mode, data, device) in enumerate([*self._entries, ("TRAILER!!!", 0, b"", (0, 0))], 1):
             path = name.encode() + b"\0"
-            # inode, mode, uid, gid, links, mtime, size, two numbers each of the file's device and of the node, name, sum
+            # inode, mode, uid, gid, links, mtime, size, numbers of the file's device and of the node, name, sum
             numbers = (number, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(path), 0)
             out += b"070701" + b"".join(b"%08X" % value for value in numbers) + path
             out += bytes(-len(out) % 4) + data

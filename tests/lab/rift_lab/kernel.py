@@ -45,8 +45,10 @@ def prepare(architecture: str, modules: tuple[str, ...]) -> Path:
 
 
 def _unpacked(image: bytes) -> bytes:
-    """The ELF file inside an x86 bzImage (Linux: Documentation/arch/x86/boot.rst), which QEMU starts by PVH: it saves the
-    emulated CPU the unpacking. The image itself where it is none, or packed otherwise than by xz."""
+    """The ELF file inside an x86 bzImage (Linux: Documentation/arch/x86/boot.rst), which QEMU starts by PVH.
+
+    That saves the emulated CPU the unpacking. The image itself where it is none, or packed otherwise than by xz.
+    """
     if image[0x202:0x206] != b"HdrS":
         return image
     offset, size = struct.unpack_from("<II", image, 0x248)  # payload_offset, payload_length

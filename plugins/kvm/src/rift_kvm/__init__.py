@@ -53,18 +53,31 @@ def _probe(config: Section) -> ProbeResult:
 
 @hookimpl
 def rift_plugin() -> Sequence[PluginInfo]:
-    """A backend, and the binding for x86-64."""
+    """A backend, and its bindings: KVM runs guests of the host's own ISA, so that one of them is compiled in."""
     return (
         PluginInfo("backend", "kvm", "Linux KVM", KvmConfig, _probe),
-        PluginInfo("binding", "kvm/x86_64", "x86-64 guests on KVM"),
+        PluginInfo("binding", "kvm/x86_64", "x86-64 guests on KVM, on x86-64 hosts"),
+        PluginInfo("binding", "kvm/aarch64", "AArch64 guests on KVM, on AArch64 hosts"),
     )
 
 
 @hookimpl
 def rift_binding(backend: str, isa: str) -> Binding | None:
-    """The binding that is compiled in: the one for this machine's own CPU."""
-    if backend != "kvm" or isa != "x86_64":
+    """The binding that is compiled in: the one for this machine's own CPU.
+
+    :raises PluginUnavailableError: it is the other one.
+    """
+    from rift_kvm.host import ISAS, host_isa
+
+    if backend != "kvm" or isa not in ISAS.values():
         return None
+    if isa != host_isa():
+        from rift_core.errors import PluginUnavailableError
+
+        raise PluginUnavailableError(
+            f"binding kvm/{isa}: KVM runs guests of its host's own ISA, which is {host_isa() or 'another'} here: "
+            f"use an {isa} machine, or another backend"
+        )
     from rift_kvm.vm import host_binding
 
     return host_binding()

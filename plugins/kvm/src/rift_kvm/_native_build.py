@@ -1,9 +1,10 @@
 """Builds ``rift_kvm._native``: the headers are the cdef, minus their preprocessor lines.
 
-The instruction set's own files are chosen by the machine that the extension is built for.
+The instruction set's own files are chosen by the platform that the extension is built for, which is not this machine's
+when cross-compiling.
 """
 
-import platform
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -17,6 +18,13 @@ ISA = {
         "kvm_x86_64_fpu.c",
         "kvm_x86_64_groups.c",
         "kvm_x86_64_registers.c",
+    ],
+    "aarch64": [
+        "kvm_aarch64.c",
+        "kvm_aarch64_exits.c",
+        "kvm_aarch64_faults.c",
+        "kvm_aarch64_registers.c",
+        "kvm_aarch64_state.c",
     ],
 }
 
@@ -32,7 +40,7 @@ ffibuilder.cdef("".join(declarations(header) for header in ("rift_abi.h", "kvm_b
 ffibuilder.set_source(
     "rift_kvm._native",
     '#include "kvm.h"',
-    sources=[str(NATIVE / name) for name in COMMON + ISA.get(platform.machine(), [])],
+    sources=[str(NATIVE / name) for name in COMMON + ISA[sysconfig.get_platform().removeprefix("linux-")]],
     depends=[str(path) for path in sorted(NATIVE.glob("*.h"))],
     include_dirs=[str(NATIVE)],
     extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden"],

@@ -15,7 +15,7 @@ from typing import Any
 
 from rift_kvm.measure import Measured
 
-_VERSION = 3
+_VERSION = 4
 """Raised when the experiments change."""
 
 _MOST_BYTES = 64 * 1024
@@ -40,12 +40,13 @@ def load(wanted: str) -> Measured | None:
         if data["key"] != wanted:
             return None
         names, capabilities, pages, xcr0 = data["names"], data["capabilities"], data["page_sizes"], data["xcr0"]
+        identity = data["id_registers"]
         texts = all(isinstance(text, str) for text in [*names, *capabilities])
-        numbers = all(type(number) is int and number > 0 for number in [*pages, xcr0])
+        numbers = all(type(number) is int and number >= 0 for number in [*pages, xcr0, *identity.values()])
         if not (texts and numbers and isinstance(names, list) and isinstance(capabilities, list)):
             return None
-        return Measured(frozenset(names), frozenset(capabilities), tuple(pages), xcr0)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Measured(frozenset(names), frozenset(capabilities), tuple(pages), xcr0, identity)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -57,6 +58,7 @@ def store(wanted: str, measured: Measured) -> None:
         "capabilities": sorted(measured.capabilities),
         "page_sizes": list(measured.page_sizes),
         "xcr0": measured.xcr0,
+        "id_registers": dict(measured.id_registers),
     }
     import tempfile  # seldom needed, and slow to import
 

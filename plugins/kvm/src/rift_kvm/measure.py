@@ -1,4 +1,4 @@
-"""Runs small guests to learn what works here: CPU flags say what the CPU has, not what this KVM carries out.
+"""Experiments: small guests that show what works here, which may be less than what the CPU has.
 
 Each experiment starts a vCPU in a known state and looks at how it comes out. One timer bounds them all,
 since an instruction that KVM does not expect can keep KVM_RUN busy for ever.
@@ -6,68 +6,47 @@ since an instruction that KVM does not expect can keep KVM_RUN busy for ever.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
-import struct
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rift_core.backend import Watchpoint
 from rift_core.errors import HypervisorError
 from rift_core.exits import Exit, ExitKind
 from rift_core.memory import Gpa, MemoryRegion, Permission
-from rift_kvm import guest as g
-from rift_kvm.guest import Guest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from rift_kvm.vcpu import KvmVCpu
     from rift_kvm.vm import KvmVm
 
-TIME_LIMIT = 5.0
+TIME_LIMIT = 15.0
 """Seconds for all experiments together; they take milliseconds, tenths of a second on an emulated CPU."""
-
-_HLT = b"\xf4"
-_READ_ONLY, _UNBACKED = 0x10_0000, 0x11_0000
-_SYSCALL = b"\x0f\x05"
-
-INSTRUCTIONS: dict[str, tuple[bytes, int]] = {
-    # movups xmm0,[rdi]; addps xmm0,xmm0; pxor xmm1,xmm1; cvtsi2sd xmm1,rax; movups [rdi],xmm0
-    "sse": (bytes.fromhex("0f1007 0f58c0 660fefc9 f2480f2ac8 0f1107"), 0),
-    # vmovups ymm0,[rdi]; vaddps ymm0,ymm0,ymm0; vmovups [rdi],ymm0; vzeroupper
-    "avx": (bytes.fromhex("c5fc1007 c5fc58c0 c5fc1107 c5f877"), g.CR4_OSXSAVE),
-    # fld1; fadd st0,st0; fstp qword [rdi]
-    "x87": (bytes.fromhex("d9e8 d8c0 dd1f"), 0),
-    "popcnt": (bytes.fromhex("f3480fb8c0"), 0),  # popcnt rax,rax
-    "bmi": (bytes.fromhex("c4e2f8f2c0"), 0),  # andn rax,rax,rax
-    "cmpxchg16b": (bytes.fromhex("480fc70f"), 0),  # [rdi]
-    "rdtscp": (bytes.fromhex("0f01f9"), 0),
-    "xsave": (bytes.fromhex("31c9 0f01d0"), g.CR4_OSXSAVE),  # xor ecx,ecx; xgetbv
-    "fsgsbase": (bytes.fromhex("f3480faec0"), g.CR4_FSGSBASE),  # rdfsbase rax
-}
-"""Feature name -> code that must run through in ring 0, and the bits of CR4 that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the experiments found."""
+    """What the experiments found: see ``CpuFeatures`` and ``ProbeResult``."""
 
-    names: frozenset[str]
-    capabilities: frozenset[str]
-    page_sizes: tuple[int, ...]
-    xcr0: int
+    names: frozenset[str] = frozenset()
+    capabilities: frozenset[str] = frozenset()
+    page_sizes: tuple[int, ...] = ()
+    xcr0: int = 0
+    id_registers: Mapping[str, int] = field(default_factory=dict)
 
 
 class Laboratory:
-    """A VM with one guest in it, and the experiments."""
+    """A VM with one vCPU, for experiments; ``reset`` brings the guest's memory back to its first state."""
 
-    def __init__(self, vm: KvmVm) -> None:
+    def __init__(self, vm: KvmVm, memory: mmap.mmap, reset: Callable[[], None]) -> None:
         self.vm = vm
-        self.guest = Guest()
+        self.reset = reset
         self.expired = False
         self.vcpu: KvmVCpu = vm.create_vcpu(0)
-        vm.map_memory(MemoryRegion(Gpa(0), memoryview(self.guest.memory), Permission.READ | Permission.WRITE))
+        vm.map_memory(MemoryRegion(Gpa(0), memoryview(memory), Permission.READ | Permission.WRITE))
 
     def expire(self) -> None:
         """End the experiment that is running, and all that follow."""
@@ -81,18 +60,8 @@ class Laboratory:
         if self.expired:
             self.vcpu.kick()
 
-    def attempt(self, code: bytes, *, user: bool = False, cr4: int = 0, efer: int = 0) -> Exit | None:
-        """Run ``code`` from the start; the exit, or None when KVM refuses or time is over."""
-        self.prepare(code, user=user, cr4=cr4, efer=efer)
-        return self.go_on()
-
-    def prepare(self, code: bytes, *, user: bool = False, cr4: int = 0, efer: int = 0) -> None:
-        """Put ``code`` in place and the vCPU in front of it."""
-        self.guest.store(g.CODE, code + _HLT)
-        self.vcpu.write_registers(self.guest.registers(user=user, cr4=cr4, efer=efer))
-
     def go_on(self) -> Exit | None:
-        """Run until an exit."""
+        """Run until an exit; None when KVM refuses or time is over."""
         try:
             while not self.expired:
                 exit = self.vcpu.run()
@@ -102,276 +71,47 @@ class Laboratory:
             pass
         return None
 
-    def rip(self) -> int:
-        """Where the guest stands."""
-        return self.vcpu.read_registers(("rip",))["rip"]
-
-    def halted_at(self, exit: Exit | None, address: int) -> bool:
-        """Whether the guest came to the HLT at ``address``."""
-        return exit is not None and exit.kind is ExitKind.HALT and self.rip() == address + 1
-
-    def faulted(self, exit: Exit | None, vector: int) -> bool:
-        """Whether exception ``vector`` arrived through the guest's IDT."""
-        return self.halted_at(exit, g.STUBS + 4 * vector)
-
-    def runs(self, code: bytes, *, user: bool = False, cr4: int = 0, efer: int = 0) -> bool:
-        """Whether ``code`` runs through, to the HLT behind it."""
+    def holds(self, experiment: Callable[[], bool]) -> bool:
+        """Its outcome; what KVM refuses does not work."""
         try:
-            return self.halted_at(self.attempt(code, user=user, cr4=cr4, efer=efer), g.CODE + len(code))
+            return experiment()
         except HypervisorError:
             return False
+        finally:
+            self.reset()
 
-
-def measure(vm: KvmVm) -> Measured | None:
-    """All experiments, or None when not even a HLT in ring 0 works.
-
-    ``vm`` is empty, and of no use afterwards.
-    """
-    laboratory = Laboratory(vm)
-    timer = threading.Timer(TIME_LIMIT, laboratory.expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        if not laboratory.runs(b""):
-            return None
-        xcr0 = _xcr0(laboratory)
-        names = {name for name, experiment in _FEATURES.items() if _holds(experiment, laboratory)}
-        for name, (code, cr4) in INSTRUCTIONS.items():
-            if laboratory.runs(code, cr4=cr4):
-                names.add(name)
-        capabilities = {name for name, experiment in _CAPABILITIES.items() if _holds(experiment, laboratory)}
-        page_sizes = (0x1000, 0x20_0000) + ((0x4000_0000,) if _holds(_gigabyte_pages, laboratory) else ())
-        if "syscall" in names:
-            capabilities.add("syscall")
-        if "sse" in names:
-            capabilities.add("vector_supervisor")
-        return Measured(frozenset(names), frozenset(capabilities), page_sizes, xcr0)
-    finally:
-        timer.cancel()
-        laboratory.vcpu.close()
-
-
-def _holds(experiment: Callable[[Laboratory], bool], laboratory: Laboratory) -> bool:
-    try:
-        return experiment(laboratory)
-    except HypervisorError:
-        return False
-    finally:
-        laboratory.guest.reset()
-
-
-def _xcr0(laboratory: Laboratory) -> int:
-    """The largest set of x87, SSE, AVX and AVX-512 state that KVM_SET_XCRS takes (Intel SDM volume 1, 13.3)."""
-    laboratory.prepare(b"", cr4=g.CR4_OSXSAVE)
-    for mask in (0xE7, 0x7, 0x3):
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """The time for all experiments; the vCPU is closed afterwards."""
+        timer = threading.Timer(TIME_LIMIT, self.expire)
+        timer.daemon = True
+        timer.start()
         try:
-            laboratory.vcpu.write_registers({"xcr0": mask})
-            return mask
-        except HypervisorError:
-            continue
-    return 1
+            yield
+        finally:
+            timer.cancel()
+            self.vcpu.close()
 
+    @contextlib.contextmanager
+    def page(self, address: int, permissions: Permission) -> Iterator[mmap.mmap]:
+        """One more page of guest-physical memory."""
+        page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.vm.map_memory(MemoryRegion(Gpa(address), memoryview(page), permissions))
+        try:
+            yield page
+        finally:
+            self.vm.unmap_memory(Gpa(address))
 
-def _syscall(laboratory: Laboratory) -> bool:
-    """SYSCALL in ring 3 reaches ring 0: the HLT at LSTAR is executed there."""
-    laboratory.prepare(_SYSCALL, user=True)
-    laboratory.vcpu.write_registers(
-        {"star": (0x10 << 48 | g.KERNEL_CODE << 32), "lstar": g.SYSCALL_CODE, "sfmask": 0x200}
-    )
-    return laboratory.halted_at(laboratory.go_on(), g.SYSCALL_CODE)
+    @contextlib.contextmanager
+    def unbacked_page(self, address: int) -> Iterator[None]:
+        """A page of guest-physical memory that the host has taken away from itself."""
+        from rift_core.host_memory import buffer_address
 
-
-def _no_execute(laboratory: Laboratory) -> bool:
-    """A page with bit 63 set cannot be executed."""
-    entry = g.PD + 8  # the second 2 MiB are the first once more, without execution
-    laboratory.guest.store(entry, struct.pack("<Q", 1 << 63 | g.LARGE | g.PRESENT | g.WRITABLE | g.USER))
-    # mov eax, 0x200000 + CODE; jmp rax
-    target = 0x20_0000 + g.DATA
-    laboratory.guest.store(g.DATA, _HLT)
-    exit = laboratory.attempt(b"\xb8" + struct.pack("<I", target) + b"\xff\xe0", efer=g.EFER_NXE)
-    return laboratory.faulted(exit, 14)
-
-
-def _kernel_only_code(laboratory: Laboratory) -> None:
-    """The second 2 MiB are the first once more, for ring 0 only, and code there goes on in the first."""
-    laboratory.guest.store(g.PD + 8, struct.pack("<Q", g.LARGE | g.PRESENT | g.WRITABLE))
-
-
-def _supervisor(laboratory: Laboratory, code: bytes, cr4: int) -> Exit | None:
-    """Run ``code`` in ring 0 from a page, and with descriptors and a stack, that only ring 0 may use."""
-    _kernel_only_code(laboratory)
-    laboratory.prepare(code, cr4=cr4)
-    high = 0x20_0000
-    for vector in range(256):
-        stub = high + g.STUBS + 4 * vector
-        gate = (stub & 0xFFFF) | g.KERNEL_CODE << 16 | 0x8E00 << 32 | (stub >> 16 & 0xFFFF) << 48
-        laboratory.guest.store(g.IDT + 16 * vector, struct.pack("<QQ", gate, 0))
-    laboratory.vcpu.write_registers(
-        {
-            "rip": high + g.CODE,
-            "rsp": high + g.STACK,
-            "gdtr.base": high + g.GDT,
-            "idtr.base": high + g.IDT,
-            "tr.base": high + g.TSS,
-        }
-    )
-    return laboratory.go_on()
-
-
-def _smep(laboratory: Laboratory) -> bool:
-    """Ring 0 cannot execute a user page: mov eax, CODE + 16; jmp rax."""
-    code = b"\xb8" + struct.pack("<I", g.CODE + 16) + b"\xff\xe0"
-    return laboratory.halted_at(_supervisor(laboratory, code, g.CR4_SMEP), 0x20_0000 + g.STUBS + 4 * 14)
-
-
-def _smap(laboratory: Laboratory) -> bool:
-    """Ring 0 cannot read a user page: mov eax, [rdi]."""
-    return laboratory.halted_at(_supervisor(laboratory, b"\x8b\x07", g.CR4_SMAP), 0x20_0000 + g.STUBS + 4 * 14)
-
-
-def _gigabyte_pages(laboratory: Laboratory) -> bool:
-    entry = g.LARGE | g.PRESENT | g.WRITABLE | g.USER
-    laboratory.guest.store(g.PDPT, struct.pack("<Q", entry))
-    laboratory.vm.flush_translations()
-    try:
-        return laboratory.runs(b"\x8b\x07")
-    finally:
-        laboratory.guest.reset()
-        laboratory.vm.flush_translations()
-
-
-def _inject(laboratory: Laboratory) -> bool:
-    laboratory.prepare(b"")
-    laboratory.vcpu.inject_exception(6)
-    return laboratory.faulted(laboratory.go_on(), 6)
-
-
-def _read_only(laboratory: Laboratory) -> bool:
-    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    laboratory.vm.map_memory(MemoryRegion(Gpa(_READ_ONLY), memoryview(page), Permission.READ))
-    try:
-        exit = laboratory.attempt(b"\xc7\x04\x25" + struct.pack("<II", _READ_ONLY, 0x1234))  # mov dword [..], 0x1234
-        return (
-            exit is not None
-            and exit.kind is ExitKind.MMIO
-            and exit.is_write
-            and (exit.address, exit.size, exit.value) == (_READ_ONLY, 4, 0x1234)
-            and page[:4] == bytes(4)
-        )
-    finally:
-        laboratory.vm.unmap_memory(Gpa(_READ_ONLY))
-
-
-def _memory_fault(laboratory: Laboratory) -> bool:
-    """Memory that the host has taken away gives an exit of its own, not MMIO."""
-    import ctypes
-
-    from rift_kvm.errors import ffi
-
-    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    view = memoryview(page)
-    address = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
-    libc = ctypes.CDLL(None)
-    laboratory.vm.map_memory(MemoryRegion(Gpa(_UNBACKED), view, Permission.READ | Permission.WRITE))
-    libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), 0)
-    try:
-        exit = laboratory.attempt(b"\x8b\x04\x25" + struct.pack("<I", _UNBACKED))  # mov eax, [..]
-        return exit is not None and exit.kind is ExitKind.MEMORY_FAULT
-    finally:
-        libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), 3)
-        laboratory.vm.unmap_memory(Gpa(_UNBACKED))
-
-
-def _msr_exit(laboratory: Laboratory) -> bool:
-    exit = laboratory.attempt(b"\xb9\x45\x23\x01\x00\x0f\x32")  # mov ecx, 0x12345; rdmsr
-    return exit is not None and exit.kind is ExitKind.SYSTEM_REGISTER and exit.address == 0x12345
-
-
-def _tsc_offset(laboratory: Laboratory) -> bool:
-    """A time-stamp counter that the host has set goes on from there once the guest runs."""
-    laboratory.renew()
-    laboratory.prepare(b"")
-    start = 1 << 60  # no host's counter comes there: twelve years at 3 GHz
-    laboratory.vcpu.write_registers({"tsc": start})
-    exit = laboratory.go_on()
-    return exit is not None and laboratory.vcpu.read_registers(("tsc",))["tsc"] >= start
-
-
-def _step(user: bool) -> Callable[[Laboratory], bool]:
-    def experiment(laboratory: Laboratory) -> bool:
-        laboratory.renew()
-        laboratory.prepare(b"\x90\x90", user=user)
-        laboratory.vcpu.set_debug(single_step=True)
-        exit = laboratory.go_on()
-        return exit is not None and exit.kind is ExitKind.DEBUG and exit.info[0] == 1 and laboratory.rip() == g.CODE + 1
-
-    return experiment
-
-
-def _hardware_breakpoint(user: bool) -> Callable[[Laboratory], bool]:
-    def experiment(laboratory: Laboratory) -> bool:
-        laboratory.renew()
-        laboratory.prepare(b"\x90\x90\x90", user=user)
-        laboratory.vcpu.set_debug(breakpoints=(g.CODE + 2,))
-        exit = laboratory.go_on()
-        return exit is not None and exit.kind is ExitKind.DEBUG and laboratory.rip() == g.CODE + 2
-
-    return experiment
-
-
-def _software_breakpoint(user: bool) -> Callable[[Laboratory], bool]:
-    def experiment(laboratory: Laboratory) -> bool:
-        laboratory.renew()
-        laboratory.prepare(b"\x90\xcc\x90", user=user)
-        laboratory.vcpu.set_debug(software=True)
-        exit = laboratory.go_on()
-        return exit is not None and exit.kind is ExitKind.DEBUG and exit.info[0] == 2
-
-    return experiment
-
-
-def _watchpoint(user: bool) -> Callable[[Laboratory], bool]:
-    def experiment(laboratory: Laboratory) -> bool:
-        laboratory.renew()
-        store = b"\x48\xa3" + g.DATA.to_bytes(8, "little")  # mov [DATA], rax
-        laboratory.prepare(b"\x90" + store + b"\x90\x90", user=user)
-        laboratory.vcpu.set_debug(watchpoints=(Watchpoint(g.DATA, 8, "write"),))
-        exit = laboratory.go_on()
-        return exit is not None and exit.kind is ExitKind.DEBUG and exit.info[:2] == (4, g.DATA)
-
-    return experiment
-
-
-def _software_interrupt(user: bool) -> Callable[[Laboratory], bool]:
-    def experiment(laboratory: Laboratory) -> bool:
-        return laboratory.faulted(laboratory.attempt(b"\xcd\x80", user=user), 0x80)  # int 0x80
-
-    return experiment
-
-
-_FEATURES: dict[str, Callable[[Laboratory], bool]] = {
-    "syscall": _syscall,
-    "nx": _no_execute,
-    "smep": _smep,
-    "smap": _smap,
-    "pcid": lambda laboratory: laboratory.runs(b"", cr4=g.CR4_PCIDE),
-    "la57": lambda laboratory: laboratory.runs(b"", cr4=g.CR4_LA57),
-}
-
-_CAPABILITIES: dict[str, Callable[[Laboratory], bool]] = {
-    "inject_exception": _inject,
-    "readonly_memory": _read_only,
-    "memory_fault_exit": _memory_fault,
-    "user_msr_exit": _msr_exit,
-    "tsc_offset": _tsc_offset,
-    "software_interrupts": _software_interrupt(False),
-    "software_interrupts_user": _software_interrupt(True),
-    "debug_single_step": _step(False),
-    "debug_single_step_user": _step(True),
-    "debug_hw_breakpoint": _hardware_breakpoint(False),
-    "debug_hw_breakpoint_user": _hardware_breakpoint(True),
-    "debug_sw_breakpoint": _software_breakpoint(False),
-    "debug_sw_breakpoint_user": _software_breakpoint(True),
-    "debug_watchpoint": _watchpoint(False),
-    "debug_watchpoint_user": _watchpoint(True),
-}
+        with self.page(address, Permission.READ | Permission.WRITE) as page:
+            libc = ctypes.CDLL(None)
+            where, size = ctypes.c_void_p(buffer_address(memoryview(page))), ctypes.c_size_t(mmap.PAGESIZE)
+            libc.mprotect(where, size, 0)
+            try:
+                yield
+            finally:
+                libc.mprotect(where, size, 3)

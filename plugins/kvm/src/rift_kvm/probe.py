@@ -7,8 +7,8 @@ guests can do is measured once a boot (:mod:`rift_kvm.measure`) and remembered (
 from __future__ import annotations
 
 import errno
+import mmap
 import os
-import struct
 import sys
 import threading
 from dataclasses import replace
@@ -16,44 +16,23 @@ from typing import TYPE_CHECKING
 
 from rift_core.backend import Check, CpuFeatures, Limits, ProbeResult
 from rift_core.errors import HypervisorError
-from rift_core.exits import ExitKind
+from rift_kvm.host import host_isa, this_host
 
 if TYPE_CHECKING:
     from rift_kvm import KvmConfig
+    from rift_kvm.host import Host
     from rift_kvm.measure import Measured
 
 API_VERSION = 12
 """KVM_GET_API_VERSION of every kernel since 2.6.22 (Documentation/virt/kvm/api.rst, 4.1)."""
 
-# Capability numbers: include/uapi/linux/kvm.h
-_REQUIRED = {"KVM_CAP_USER_MEMORY": 3, "KVM_CAP_IMMEDIATE_EXIT": 136, "KVM_CAP_XSAVE": 55, "KVM_CAP_XCRS": 56}
 _NR_VCPUS, _NR_MEMSLOTS, _MAX_VCPUS = 9, 10, 66
-
-PVM_GPA_BITS = 46
-"""kvm_pvm takes guest-physical addresses below 2^46 only."""
-
-_RESERVED = (
-    range(0xFEE0_0000, 0xFEE0_1000),  # the local APIC's page (Intel SDM volume 3, 10.4.1)
-    range(0xFFFB_C000, 0xFFFC_0000),  # identity map and TSS of older VT-x (KVM_SET_IDENTITY_MAP_ADDR, api.rst 4.46)
-)
+"""Capability numbers: include/uapi/linux/kvm.h."""
 
 _ALWAYS = frozenset({"parallel_vcpus", "multiple_vms", "save_restore"})
-_EXIT_KINDS = frozenset(
-    {
-        ExitKind.HALT,
-        ExitKind.PORT_IO,
-        ExitKind.MMIO,
-        ExitKind.SHUTDOWN,
-        ExitKind.FAIL_ENTRY,
-        ExitKind.INTERRUPTED,
-        ExitKind.UNKNOWN,
-    }
-)
-_OPTIONAL_KINDS = {
-    ExitKind.SYSTEM_REGISTER: ("user_msr_exit",),
-    ExitKind.MEMORY_FAULT: ("memory_fault_exit",),
-    ExitKind.DEBUG: ("debug_single_step", "debug_hw_breakpoint", "debug_sw_breakpoint", "debug_watchpoint"),
-}
+
+_SMALLEST_GPA_BITS = 36
+"""Of the VM for experiments: every CPU with virtualization has as many."""
 
 _results: dict[tuple[str, bool, bool], ProbeResult] = {}
 _lock = threading.Lock()
@@ -98,13 +77,16 @@ def _look(device: str) -> ProbeResult:
     checks: list[Check] = []
     if sys.platform != "linux":
         return _failed(checks, "platform", "KVM is a part of Linux", "use another backend here")
-    if os.uname().machine != "x86_64":
-        return _failed(checks, "platform", f"this backend has no binding for {os.uname().machine} hosts yet", "")
+    isa = host_isa()
+    if isa is None:
+        reason = f"this backend has bindings for x86_64 and aarch64 hosts; this is {os.uname().machine}"
+        return _failed(checks, "platform", reason, "use another backend here")
     try:
         from rift_kvm.errors import check, lib, new_error
     except ImportError as missing_module:
         reason = f"rift_kvm._native cannot be loaded: {missing_module}"
         return _failed(checks, "native module", reason, "reinstall riftvm-kvm")
+    host = this_host()
     error = new_error()
     descriptor = lib.rift_kvm_device_open(device.encode(), error)
     if descriptor < 0:
@@ -119,14 +101,14 @@ def _look(device: str) -> ProbeResult:
         checks.append(Check("API version", "pass", str(version)))
         missing = [
             name
-            for name, number in _REQUIRED.items()
+            for name, number in host.required.items()
             if check(lib.rift_kvm_device_extension(descriptor, number, error), error) <= 0
         ]
         if missing:
             return _failed(
                 checks, "capabilities", f"this kernel's KVM lacks {', '.join(missing)}", "use a kernel of 4.13 or later"
             )
-        checks.append(Check("capabilities", "pass", ", ".join(_REQUIRED)))
+        checks.append(Check("capabilities", "pass", ", ".join(host.required)))
         slots = check(lib.rift_kvm_device_extension(descriptor, _NR_MEMSLOTS, error), error) or 32
         vcpus = check(lib.rift_kvm_device_extension(descriptor, _MAX_VCPUS, error), error) or check(
             lib.rift_kvm_device_extension(descriptor, _NR_VCPUS, error), error
@@ -138,8 +120,8 @@ def _look(device: str) -> ProbeResult:
     return ProbeResult(
         True,
         "KVM is usable",
-        isas=("x86_64",),
-        limits=Limits(max_slots=slots - 1, max_vcpus=vcpus or 4, max_vms=500, reserved=_RESERVED),
+        isas=(isa,),
+        limits=Limits(mmap.PAGESIZE, max_slots=slots - 1, max_vcpus=vcpus or 4, max_vms=500, reserved=host.reserved),
         checks=tuple(checks),
     )
 
@@ -182,44 +164,43 @@ def _group_remedy(device: str) -> str:
 
 def _measured(config: KvmConfig, result: ProbeResult) -> ProbeResult:
     """``result`` with what the experiments found."""
-    measured = _experiments(config)
+    host = this_host()
+    measured = _experiments(config, host)
     if measured is None:
-        reason = "KVM is there, but a guest of one HLT instruction does not run"
+        reason = "KVM is there, but the smallest guest does not run"
         return _unavailable(reason, "", (*result.checks, Check("guest code", "fail", reason)))
-    machine = _machine(measured)
+    machine = host.machine(measured)
     capabilities = measured.capabilities | _ALWAYS
     if not config.system_register_exits:
         capabilities -= {"user_msr_exit"}
-    kinds = _EXIT_KINDS | {kind for kind, names in _OPTIONAL_KINDS.items() if capabilities.intersection(names)}
-    found = Check("guest code", "pass", "runs in ring 0")
+    optional = {kind for kind, names in host.optional_kinds.items() if capabilities.intersection(names)}
+    found = Check("guest code", "pass", f"runs in {host.level}")
     if not config.measure:
         found = Check("guest code", "warn", "not tried", "set measure = true in [backend]")
-    status = "warn" if machine == "kvm-pvm" else "pass"
-    remedy = "without VT-x or SVM, ring 0 is interpreted: keep it small, or use ring 3" if machine == "kvm-pvm" else ""
+    remedy = host.remedies.get(machine, "")
     return replace(
         result,
-        limits=replace(result.limits, gpa_bits=_gpa_bits(config, machine)),
-        features=CpuFeatures(measured.page_sizes, measured.names, measured.xcr0),
+        limits=replace(result.limits, gpa_bits=host.gpa_bits(config, machine)),
+        features=CpuFeatures(measured.page_sizes, measured.names, measured.xcr0, measured.id_registers),
         capabilities=capabilities,
-        exit_kinds=kinds,
+        exit_kinds=host.exit_kinds | optional,
         machine=machine,
         checks=(
             *result.checks,
             found,
-            Check("module", status, machine, remedy),
-            Check("CPU in ring 0", "pass", ", ".join(sorted(measured.names)) or "only the base set"),
+            Check("module", "warn" if remedy else "pass", machine, remedy),
+            Check(f"CPU in {host.level}", "pass", ", ".join(sorted(measured.names)) or "only the base set"),
             Check("features", "pass", ", ".join(sorted(capabilities))),
         ),
     )
 
 
-def _experiments(config: KvmConfig) -> Measured | None:
+def _experiments(config: KvmConfig, host: Host) -> Measured | None:
     from rift_kvm import cache
-    from rift_kvm.measure import Measured, measure
     from rift_kvm.vm import KvmVm, host_binding
 
     if not config.measure:
-        return Measured(frozenset(), frozenset(), (0x1000, 0x20_0000), 3)
+        return host.assumed
     key = cache.key(config.device)
     measured = cache.load(key)
     if measured is None:
@@ -227,48 +208,21 @@ def _experiments(config: KvmConfig) -> Measured | None:
         everything = frozenset({"user_msr_exit", "inject_exception", "tsc_offset", *debug})
         for capabilities in (everything, everything - {"user_msr_exit"}):
             try:
-                vm = KvmVm(config, host_binding(), gpa_bits=36, capabilities=capabilities, exit_kinds=_EXIT_KINDS)
+                vm = KvmVm(
+                    config,
+                    host_binding(),
+                    gpa_bits=_SMALLEST_GPA_BITS,
+                    capabilities=capabilities,
+                    exit_kinds=host.exit_kinds,
+                )
                 break
             except HypervisorError as error:
                 if error.operation != "KVM_ENABLE_CAP":
                     raise
         try:
-            measured = measure(vm)
+            measured = host.measure(vm)
         finally:
             vm.close()
         if measured is not None:
             cache.store(key, measured)
     return measured
-
-
-def _machine(measured: Measured) -> str:
-    """Which module serves the device: what is loaded, and where that cannot be seen, how it behaves.
-
-    Software interrupts in ring 0 never work on kvm_pvm, and always on the others.
-    """
-    loaded = [name for name in ("pvm", "amd", "intel") if os.path.isdir(f"/sys/module/kvm_{name}")]
-    if "software_interrupts" not in measured.capabilities and (loaded == [] or "pvm" in loaded):
-        return "kvm-pvm"
-    if "amd" in loaded and "intel" not in loaded:
-        return "kvm-svm"
-    if "intel" in loaded and "amd" not in loaded:
-        return "kvm-vmx"
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
-    except OSError:
-        flags = []
-    return "kvm-svm" if "svm" in flags else "kvm-vmx" if "vmx" in flags else "kvm-unknown"
-
-
-def _gpa_bits(config: KvmConfig, machine: str) -> int:
-    """CPUID leaf 0x8000_0008, EAX 7:0 (Intel SDM volume 2, CPUID), of what KVM supports."""
-    from rift_kvm.vm import description, host_binding
-
-    bits = 36  # of a CPU without the leaf
-    table = description(config.device, host_binding())
-    for offset in range(8, len(table) - 39, 40):  # struct kvm_cpuid2: nent, padding, entries of 40 bytes
-        function, _, _, eax = struct.unpack_from("<4I", table, offset)
-        if function == 0x8000_0008:
-            bits = eax & 0xFF
-    return min(bits, PVM_GPA_BITS) if machine == "kvm-pvm" else bits

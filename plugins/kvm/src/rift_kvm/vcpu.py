@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rift_core.errors import ForkedMachineError, HypervisorError, StateError, UnsupportedError
 from rift_core.exits import Exit, ExitKind
+from rift_core.forks import WHOLE
+from rift_core.interrupts import HELD
 from rift_kvm.errors import check, ffi, lib, new_error, raise_error
 from rift_kvm.registers import Batches
 
@@ -25,7 +27,9 @@ _RANGE_ERROR = 34  # ERANGE
 _SPACE_ERROR = 28  # ENOSPC
 _BUSY_ERROR = 16  # EBUSY
 _UNSUPPORTED_ERROR = 95  # EOPNOTSUPP
-_UNWATCHABLE = (22, _UNSUPPORTED_ERROR)  # EINVAL, EOPNOTSUPP
+_NO_VECTOR = 0xFFFF_FFFF  # on no ISA
+_INVALID_ERROR = 22  # EINVAL
+_UNWATCHABLE = (_INVALID_ERROR, _UNSUPPORTED_ERROR)
 _WATCHES = {"write": lib.RIFT_KVM_WRITE, "read": lib.RIFT_KVM_READ, "access": lib.RIFT_KVM_READ_WRITE}
 
 _KINDS: tuple[ExitKind, ...] = (ExitKind.UNKNOWN, *ExitKind)  # by number
@@ -132,16 +136,16 @@ class KvmVCpu:
     def inject_exception(self, vector: int, code: int | None = None) -> None:
         """Deliver an exception at the next entry.
 
-        Whether an error code is pushed follows from the vector. As the answer to an open read it belongs to
-        the instruction that reads; #GP as the answer to an MSR access is raised by KVM itself.
-        :raises HypervisorError: no such vector.
+        As the answer to an open access it belongs to the instruction that makes it. On x86-64 whether an error code
+        is pushed follows from the vector, and #GP as the answer to an MSR access is raised by KVM itself.
+        :raises HypervisorError: no such vector or exception class.
         """
         self._require("inject_exception")
-        if not 0 <= vector < 32:
-            raise HypervisorError("KVM_SET_VCPU_EVENTS", 0, f"{vector} is not the vector of an exception (0 to 31)")
-        code_given = code is not None
-        status = lib.rift_kvm_vcpu_inject(self._native, vector, code_given, (code or 0) & 0xFFFF_FFFF, self._error)
-        check(status, self._error)
+        given, number = code is not None, vector if 0 <= vector < _NO_VECTOR else _NO_VECTOR
+        if lib.rift_kvm_vcpu_inject(self._native, number, given, (code or 0) & 0xFFFF_FFFF, self._error) < 0:
+            if self._error.code == _INVALID_ERROR:
+                raise HypervisorError("inject_exception", 0, f"{vector} is not the vector of an exception")
+            raise_error(self._error)
 
     def set_debug(
         self,
@@ -207,23 +211,25 @@ class KvmVCpu:
 
     def park(self) -> None:
         """Give up ownership."""
-        self._check_owner()
-        self._owner = _NOBODY
-        lib.rift_kvm_vcpu_park(self._native)
+        with self._vm.lock:  # a thread's end may coincide with close()
+            self._check_owner()
+            self._owner = _NOBODY
+            lib.rift_kvm_vcpu_park(self._native)
 
     def adopt(self) -> None:
         """Become the owner of a parked vCPU."""
-        if self._native is None or self._forked or self._owner not in (_NOBODY, get_ident()):
-            self._refuse("is not parked")
-        lib.rift_kvm_vcpu_adopt(self._native, _on_main())
-        self._owner = get_ident()
+        with self._vm.lock:
+            if self._native is None or self._forked or self._owner not in (_NOBODY, get_ident()):
+                self._refuse("is not parked")
+            lib.rift_kvm_vcpu_adopt(self._native, _on_main())
+            self._owner = get_ident()
 
     def close(self) -> None:
         """Release it; from any thread, when it is not in the guest.
 
         :raises StateError: a thread is in the guest with it.
         """
-        with self._vm.lock:
+        with HELD, self._vm.lock, WHOLE:
             native = self._native
             if native is None or self._forked:
                 return

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rift_core.backend import Binding
 from rift_core.errors import ForkedMachineError, HypervisorError, StateError
+from rift_core.forks import WHOLE
 from rift_core.host_memory import buffer_address
+from rift_core.interrupts import HELD
 from rift_core.memory import Permission
 from rift_kvm.errors import check, ffi, lib, new_error, raise_error
 from rift_kvm.registers import RegisterTable
@@ -126,21 +128,22 @@ class KvmVm:
         self.registers = shared.registers
         self._shared = shared
         check(lib.rift_kvm_signal_install(config.kick_signal, self._error), self._error)
-        native = lib.rift_kvm_vm_create(
-            config.device.encode(),
-            ffi.cast("struct rift_kvm_binding *", binding.native),
-            (lib.RIFT_KVM_SYSTEM_REGISTER_EXITS if "user_msr_exit" in capabilities else 0)
-            | (0 if "tsc_offset" in capabilities else lib.RIFT_KVM_HOST_COUNTER),
-            gpa_bits,
-            function,
-            shared.description,
-            shared.size,
-            self._error,
-        )
-        if native == ffi.NULL:
-            raise_error(self._error)
-        self.native = native
-        _vms.add(self)
+        with HELD, WHOLE:
+            native = lib.rift_kvm_vm_create(
+                config.device.encode(),
+                ffi.cast("struct rift_kvm_binding *", binding.native),
+                (lib.RIFT_KVM_SYSTEM_REGISTER_EXITS if "user_msr_exit" in capabilities else 0)
+                | (0 if "tsc_offset" in capabilities else lib.RIFT_KVM_HOST_COUNTER),
+                gpa_bits,
+                function,
+                shared.description,
+                shared.size,
+                self._error,
+            )
+            if native == ffi.NULL:
+                raise_error(self._error)
+            self.native = native
+            _vms.add(self)
 
     def __del__(self) -> None:
         if getattr(self, "native", None) is not None and not self._forked:
@@ -168,7 +171,7 @@ class KvmVm:
             raise HypervisorError("KVM_SET_USER_MEMORY_REGION", 0, f"{hint}: the host buffer is read-only")
         # Not ffi.from_buffer: collected as part of a cycle, it releases a memoryview that is gone already.
         address = ffi.cast("void *", buffer_address(buffer))
-        with self.lock:
+        with HELD, self.lock:
             self._check_open()
             status = lib.rift_kvm_vm_map(
                 self.native, region.guest_address, address, buffer.nbytes, writable, self._error
@@ -181,7 +184,7 @@ class KvmVm:
 
         :raises HypervisorError: none starts there.
         """
-        with self.lock:
+        with HELD, self.lock:
             self._check_open()
             status = lib.rift_kvm_vm_unmap(self.native, guest_address, self._error)
             check(status, self._error, f"guest-physical {guest_address:#x}")
@@ -232,7 +235,7 @@ class KvmVm:
 
     def create_vcpu(self, index: int) -> KvmVCpu:
         """A vCPU owned by the calling thread."""
-        with self.lock:
+        with HELD, self.lock, WHOLE:
             self._check_open()
             vcpu = KvmVCpu(self, index)
             self._vcpus.add(vcpu)
@@ -243,7 +246,7 @@ class KvmVm:
 
         :raises StateError: a thread is in the guest.
         """
-        with self.lock:
+        with HELD, self.lock, WHOLE:
             if self.native is None or self._forked:
                 return
             for vcpu in list(self._vcpus):

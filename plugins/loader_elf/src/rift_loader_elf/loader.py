@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING
 
 from rift_core.binary import Binary, Segment
@@ -91,16 +90,13 @@ def _name(load: Load, permissions: Permission) -> str:
 def _segment(image: FileImage, load: Load, bias: int, data: memoryview, *, from_file: bool) -> Segment:
     address = (load.address + bias) % _MODULUS
     permissions = _permissions(load.flags)
-    congruent = address % mmap.PAGESIZE == load.offset % mmap.PAGESIZE
-    first_page = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    whole_page = address + len(data) >= first_page + mmap.PAGESIZE
     return Segment(
         address=Gva(address),
         memory_size=load.memory_size,
         data=data if permissions & Permission.WRITE else data.toreadonly(),
         permissions=permissions,
         name=_name(load, permissions),
-        mappable=image.mapped and from_file and congruent and whole_page,
+        mappable=from_file and image.can_show(address, load.offset, len(data)),
     )
 
 

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rift_core.errors import BinaryError
+from rift_core.file_image import check_unshared
 from rift_loader_elf._native import ffi, lib
 from rift_loader_elf.native_error import new_error, raise_error
 from rift_loader_elf.structure import Names, file_offset
@@ -198,23 +199,6 @@ def _run(image: FileImage, machine: int, bias: int, tables: list[Table], targets
             raise_error(image.path, error, machine=machine, symbol=symbol)
 
 
-def _check_sharing(path: Path, structure: Structure, touched: list[bool]) -> None:
-    """A relocated segment must not share its file bytes with another, which would see the words change too."""
-    ranges = sorted(
-        (load.offset, load.offset + load.file_size, hit)
-        for load, hit in zip(structure.loads, touched, strict=True)
-        if load.file_size
-    )
-    end, hit = 0, False
-    for start, stop, other in ranges:
-        if start < end and (hit or other):
-            raise BinaryError(
-                f"{path}: offset {start:#x}: a segment that is relocated shares its bytes with another one"
-            )
-        if stop > end:
-            end, hit = stop, other
-
-
 def relocate(image: FileImage, structure: Structure, bias: int, buffers: list[memoryview]) -> list[memoryview]:
     """Apply all relocations to ``buffers``, the file's part of each load, and return the loads' bytes.
 
@@ -229,7 +213,10 @@ def relocate(image: FileImage, structure: Structure, bias: int, buffers: list[me
     targets = _Targets(image, structure, bias, {})
     _run(image, structure.machine, bias, tables, targets, write=False)
     count = len(buffers)
-    _check_sharing(image.path, structure, [bool(targets.cdata[i].touched) for i in range(count)])
+    check_unshared(
+        image.path,
+        ((load.offset, load.file_size, bool(targets.cdata[i].touched)) for i, load in enumerate(structure.loads)),
+    )
     longer = {index: int(targets.cdata[index].needed) for index in range(count) if targets.cdata[index].needed}
     if sum(longer.values()) > BSS_LIMIT:
         raise BinaryError(

@@ -229,7 +229,8 @@ class NativeHandlerTests:
 
         native = Native(answer, range(DEVICE, DEVICE + 8))
         bench.vm.install(native.handler)
-        vcpu = bench.vcpu(g.store(DEVICE, 8, 0x99) + g.store_result(DATA) + g.end())
+        vcpu = bench.vcpu(g.store_result(DEVICE) + g.store_result(DATA) + g.end())
+        vcpu.write_registers({g.result: 0x99})
         bench.finish(vcpu)
         assert native.failures == []
         assert found == [0, 0x99, 0, -1, True, True]

@@ -188,6 +188,12 @@ class LoaderConformance:
     memory_limit: ClassVar[int] = 256 << 20
     """Bytes by which the process may grow over all damaged files, beside four times the file's size."""
 
+    isa: ClassVar[str] = "auto"
+    """The ISA that is asked for, where a file holds several."""
+
+    own_formats: ClassVar[frozenset[str]] = frozenset()
+    """Keys of :data:`FOREIGN` that are the loader's as well, although the good file is of another kind."""
+
     corruptions: ClassVar[int] = 500
     """How many damaged files are tried."""
 
@@ -206,7 +212,7 @@ class LoaderConformance:
         def call(path: Path) -> Binary | None:
             start = time.monotonic()
             try:
-                return cast("Binary | None", manager.hook.rift_load_binary(path=path, config=config))
+                return cast("Binary | None", manager.hook.rift_load_binary(path=path, config=config, isa=self.isa))
             finally:
                 assert time.monotonic() - start < self.time_limit, f"{path} took too long"
 
@@ -309,7 +315,7 @@ class LoaderConformance:
     def test_foreign_files_are_left_to_others(self, load: Load, good_file: GoodFile, tmp_path: Path) -> None:
         magic = good_file.data[: good_file.magic_size]
         for kind, data in FOREIGN.items():
-            if data.startswith(magic):
+            if data.startswith(magic) or kind in self.own_formats:
                 continue  # this loader's own format
             path = tmp_path / "foreign"
             path.write_bytes(data)

@@ -13,7 +13,7 @@
 #include "rift_abi.h"
 
 /* Raised by any change of this header. A binding of another version is refused. */
-#define RIFT_KVM_BINDING_VERSION 2
+#define RIFT_KVM_BINDING_VERSION 3
 
 struct kvm_run;
 
@@ -32,6 +32,8 @@ struct rift_kvm_machine {
     int fd;             /* descriptor of the VM */
     uint32_t run_bytes; /* size of the mapping behind run */
     uint32_t flags;     /* enum rift_kvm_machine_flag */
+    uint32_t gpa_bits;  /* guest-physical addresses are below 2^gpa_bits */
+    uint32_t reserved;
     rift_kvm_ioctl_fn *ioctl;
     const void *description; /* what `describe` found, the same for all VMs of the process */
     size_t description_bytes;
@@ -91,17 +93,24 @@ struct rift_kvm_debug {
 /* See inject_exception. */
 enum rift_kvm_injected { RIFT_KVM_COMPLETE_FIRST = 1 };
 
+enum rift_kvm_binding_flag {
+    RIFT_KVM_STORES_STAY_OPEN = 1 /* the program counter moves on at the next entry, after a store as well */
+};
+
 struct rift_kvm_binding {
     uint32_t version; /* RIFT_KVM_BINDING_VERSION */
     uint32_t bytes;   /* sizeof(struct rift_kvm_binding) */
     const char *isa;
     const struct rift_kvm_register *registers; /* ids are indices of this table */
     uint32_t register_count;
-    uint32_t reserved;
+    uint32_t flags; /* enum rift_kvm_binding_flag */
 
     /* Writes up to *bytes bytes that are the same for all VMs of the process (such as the CPU's
      * identification) and sets *bytes; called once, and its result is cached. May be NULL. */
     int (*describe)(int device, rift_kvm_ioctl_fn *ioctl, void *buffer, size_t *bytes, struct rift_error *error);
+
+    /* The argument of KVM_CREATE_VM; called before there is a VM. NULL: 0. */
+    uintptr_t (*vm_type)(const struct rift_kvm_machine *machine);
 
     /* Prepare a new VM or vCPU; the release functions accept one whose setup has failed or not happened. */
     int (*vm_setup)(struct rift_kvm_machine *machine, struct rift_error *error);

@@ -69,15 +69,16 @@ static int host_read_register(const struct rift_host *host, int id, uint64_t *va
     return vcpu->binding->read_registers(&vcpu->cpu, &(uint32_t){(uint32_t)id}, 1, value, &error) ? -error.code : 0;
 }
 
-/* Registers written in the middle of a read make KVM lose the read's result, so that they wait until it is
- * complete. */
+/* Registers written in the middle of an access would be changed once more by its completion, which may also lose the
+ * result of a read, so that they wait until it is complete. */
 static int host_write_register(const struct rift_host *host, int id, uint64_t value) {
     struct rift_kvm_vcpu *vcpu = vcpu_of(host);
     struct rift_error error;
     int status = host_check(vcpu, id);
     if (status)
         return status;
-    if (vcpu->cpu.open && !vcpu->window.exit.is_write) {
+    int store_is_done = vcpu->window.exit.is_write && !(vcpu->binding->flags & RIFT_KVM_STORES_STAY_OPEN);
+    if (vcpu->cpu.open && !store_is_done) {
         uint32_t at = deferred_place(vcpu, id), bits = vcpu->binding->registers[id].bits;
         if (at == RIFT_KVM_DEFERRED)
             return -ENOSPC;

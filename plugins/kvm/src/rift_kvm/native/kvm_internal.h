@@ -56,7 +56,7 @@ struct rift_kvm_vcpu {
     struct rift_exit pending; /* an exit that happened while an access was completed */
     int has_pending;
     int on_main;
-    uint32_t deferred_ids[RIFT_KVM_DEFERRED]; /* what a native handler wrote in the middle of a read */
+    uint32_t deferred_ids[RIFT_KVM_DEFERRED]; /* what a native handler wrote in the middle of an access */
     uint64_t deferred_words[RIFT_KVM_DEFERRED];
     uint32_t deferred;
     struct rift_kvm_vcpu *next;

@@ -72,7 +72,7 @@ static int enter_once(struct rift_kvm_vcpu *vcpu) {
     return decoded == RIFT_KVM_DISPATCH ? HAVE_EXIT : AGAIN;
 }
 
-/* Writes what native handlers wrote in the middle of a read that is complete now. */
+/* Writes what native handlers wrote in the middle of an access that is complete now. */
 static int apply_deferred(struct rift_kvm_vcpu *vcpu, struct rift_error *error) {
     uint32_t count = vcpu->deferred;
     if (!count || vcpu->cpu.open)

@@ -9,7 +9,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define PAGE 4096u
+/* The host's: what slots are made of. */
+static uint64_t page_size(void) {
+    return (uint64_t)sysconf(_SC_PAGESIZE);
+}
 
 static int system_ioctl(int fd, unsigned long request, void *argument) {
     return ioctl(fd, request, argument);
@@ -71,6 +74,7 @@ struct rift_kvm_vm *rift_kvm_vm_create(const char *path, const struct rift_kvm_b
         .device = -1,
         .fd = -1,
         .flags = flags,
+        .gpa_bits = gpa_bits,
         .ioctl = ioctl_fn ? ioctl_fn : system_ioctl,
         .description = description,
         .description_bytes = description_bytes,
@@ -97,7 +101,8 @@ struct rift_kvm_vm *rift_kvm_vm_create(const char *path, const struct rift_kvm_b
         goto failed;
     }
     machine->run_bytes = (uint32_t)result;
-    result = vm_call(machine, machine->device, KVM_CREATE_VM, 0, "KVM_CREATE_VM", error);
+    uintptr_t type = binding->vm_type ? binding->vm_type(machine) : 0;
+    result = vm_call(machine, machine->device, KVM_CREATE_VM, type, "KVM_CREATE_VM", error);
     if (result < 0)
         goto failed;
     machine->fd = result;
@@ -123,7 +128,7 @@ failed:
 static void vm_free(struct rift_kvm_vm *vm) {
     rift_dispatch_destroy(vm->dispatch);
     if (vm->flush_page)
-        munmap(vm->flush_page, PAGE);
+        munmap(vm->flush_page, page_size());
     pthread_mutex_destroy(&vm->lock);
     free(vm->slots);
     free(vm);
@@ -197,7 +202,7 @@ static int free_slot(struct rift_kvm_vm *vm, struct rift_error *error) {
 
 int rift_kvm_vm_map(struct rift_kvm_vm *vm, uint64_t gpa, void *host, uint64_t bytes, int writable,
                     struct rift_error *error) {
-    if (!bytes || (gpa | bytes | (uintptr_t)host) % PAGE || gpa >= vm->gpa_end || bytes > vm->gpa_end - gpa)
+    if (!bytes || (gpa | bytes | (uintptr_t)host) % page_size() || gpa >= vm->gpa_end || bytes > vm->gpa_end - gpa)
         return rift_kvm_fail(error, EINVAL, "KVM_SET_USER_MEMORY_REGION");
     if (overlaps(vm, gpa, bytes))
         return rift_kvm_fail(error, EEXIST, "KVM_SET_USER_MEMORY_REGION");
@@ -237,20 +242,21 @@ int rift_kvm_vm_unmap(struct rift_kvm_vm *vm, uint64_t gpa, struct rift_error *e
 }
 
 int rift_kvm_vm_flush(struct rift_kvm_vm *vm, struct rift_error *error) {
+    const uint64_t bytes = page_size();
     if (!vm->flush_page) {
-        void *page = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *page = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (page == MAP_FAILED)
             return rift_kvm_fail(error, errno, "mmap");
         vm->flush_page = page;
     }
-    uint64_t gpa = vm->gpa_end - PAGE; /* seldom taken: layouts grow from below */
-    while (overlaps(vm, gpa, PAGE)) {
+    uint64_t gpa = vm->gpa_end - bytes; /* seldom taken: layouts grow from below */
+    while (overlaps(vm, gpa, bytes)) {
         if (gpa == 0)
             return rift_kvm_fail(error, ENOSPC, "KVM_SET_USER_MEMORY_REGION");
-        gpa -= PAGE;
+        gpa -= bytes;
     }
     uint32_t number = vm->slot_limit - 1;
-    if (set_slot(vm, number, gpa, vm->flush_page, PAGE, 1, error) < 0)
+    if (set_slot(vm, number, gpa, vm->flush_page, bytes, 1, error) < 0)
         return -1;
     return set_slot(vm, number, gpa, vm->flush_page, 0, 1, error) < 0 ? -1 : 0;
 }

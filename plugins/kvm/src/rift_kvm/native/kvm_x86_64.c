@@ -103,7 +103,7 @@ static int inject_exception(struct rift_kvm_cpu *cpu, uint32_t vector, int has_c
                             struct rift_error *error) {
     struct rift_kvm_x86 *x86 = cpu->state;
     if (vector >= 32)
-        return fail(error, EINVAL, "KVM_SET_VCPU_EVENTS");
+        return fail(error, EINVAL, "inject_exception");
     if (cpu->open) {
         uint32_t reason = cpu->run->exit_reason;
         if (vector == 13 && (reason == KVM_EXIT_X86_RDMSR || reason == KVM_EXIT_X86_WRMSR)) {

@@ -1,0 +1,42 @@
+"""cffi build script: the headers are the cdef, less # lines. Paths stay relative: setuptools wants that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cffi import FFI
+
+NATIVE = Path(__file__).parent / "native"
+HEADERS = ("rift_abi.h", "rift_symbols.h", "macho_check.h", "fixups.h", "symbols.h")
+SOURCES = (
+    "macho_slices.c",
+    "macho_check.c",
+    "macho_segments.c",
+    "macho_commands.c",
+    "opcodes.c",
+    "chained.c",
+    "symbols.c",
+    "rift_symbols.c",
+    "rift_similar.c",
+)
+
+
+def declarations(name: str) -> str:
+    lines = (NATIVE / name).read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
+ffibuilder = FFI()
+ffibuilder.cdef("\n".join(declarations(name) for name in HEADERS))
+ffibuilder.set_source(
+    "rift_loader_macho._native",
+    "\n".join(f'#include "{name}"' for name in HEADERS),
+    sources=[str(NATIVE / name) for name in SOURCES],
+    include_dirs=[str(NATIVE)],
+    depends=[str(NATIVE / name) for name in (*HEADERS, "macho_format.h")],
+    extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"],
+    py_limited_api=True,
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)
