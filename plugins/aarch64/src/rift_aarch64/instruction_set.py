@@ -57,6 +57,8 @@ class Aarch64:
     def __init__(self, config: Aarch64Config, features: CpuFeatures) -> None:
         """:raises ConfigError: the CPU does not have the granule."""
         self.geometry = paging.geometry(config, features)
+        self.keeps_accessed = self.geometry.hardware_access
+        self.keeps_dirty = self.geometry.hardware_dirty
         self.page_sizes: tuple[int, ...] = self.geometry.page_sizes
         self._fixed = entry.fixed_registers(self.geometry)
         self._guards: dict[int, str] = {}
