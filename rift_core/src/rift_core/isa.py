@@ -158,6 +158,8 @@ class Isa(Protocol):
     page_sizes: tuple[int, ...]  # of the first stage, ascending
     virtual_ranges: tuple[range, ...]  # canonical halves
     capstone: tuple[str, str]  # capstone's constants: ("CS_ARCH_X86", "CS_MODE_64"); ("", ""): unknown to it
+    keeps_accessed: bool  # the CPU marks page-table entries as accessed; where not, every page counts as accessed
+    keeps_dirty: bool  # the same of dirty; where not, every page that is writable counts as dirty
     default_vectors: tuple[str, ...]  # symbols to look for, in this order, when vectors = "auto"
 
     def tables_size(self, mappings: Sequence[object]) -> int:

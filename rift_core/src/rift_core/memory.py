@@ -176,4 +176,7 @@ class AddressSpace(Protocol):
         """Translate one address; tables that the guest has forged are no danger: a failed walk says why."""
 
     def accessed_dirty(self, virtual: Gva, size: int, *, clear: bool = False) -> list[tuple[Gva, int, bool, bool]]:
-        """``(page, page_size, accessed, dirty)`` of each mapped page of the range; optionally clears both bits."""
+        """``(page, page_size, accessed, dirty)`` of each mapped page of the range; optionally clears both bits.
+
+        What the CPU does not keep is answered with "may have been": see ``Isa.keeps_accessed``.
+        """

@@ -58,6 +58,8 @@ class X86_64:  # noqa: N801 - the ISA's name
     general_registers: tuple[str, ...] = (*GENERAL, "rflags")
     virtual_ranges: tuple[range, ...] = (paging.LOWER_HALF, paging.UPPER_HALF)
     capstone = ("CS_ARCH_X86", "CS_MODE_64")
+    keeps_accessed = True
+    keeps_dirty = True
     default_vectors: tuple[str, ...] = (RUNTIME_SYMBOL, TABLE_SYMBOL)
 
     def __init__(self, config: X86_64Config, features: CpuFeatures) -> None:

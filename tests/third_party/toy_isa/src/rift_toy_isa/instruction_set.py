@@ -51,6 +51,8 @@ class Toy:
     page_sizes: tuple[int, ...] = (PAGE,)
     virtual_ranges: tuple[range, ...] = (range(1 << VIRTUAL_BITS),)
     capstone = ("", "")
+    keeps_accessed = True
+    keeps_dirty = True
     default_vectors: tuple[str, ...] = ()
 
     def tables_size(self, mappings: Sequence[object]) -> int:
