@@ -226,7 +226,7 @@ def plan(
         ]
         tables_size = align_up(isa.tables_size([*mappings, *file_mappings]) + spare_tables, page)
         # The tables are mapped for the supervisor too, and that mapping needs tables itself.
-        tables_size += 0x4000 + align_up(tables_size // 256, page)
+        tables_size += 4 * page + align_up(tables_size // 256, page)
         tables_at = ram.take(tables_size, page)
         needed = ram.next - ram.base
         size = align_up(needed + HEAP, page) if ram_size is None else ram_size // page * page

@@ -94,6 +94,7 @@ class Aarch64:
         result = dict(self._fixed)
         result["ttbr0_el1"] = state.root
         result["ttbr1_el1"] = state.root + self.geometry.page
+        result["tpidrro_el0"] = entry.SUPERVISOR_MARK[state.privilege]
         result["vbar_el1"] = vector_base(state.vectors, code.vectors)
         result.update(self.call_registers(system, areas, state))
         if state.privilege == "user":
