@@ -23,6 +23,7 @@ ISA = {
         "kvm_aarch64.c",
         "kvm_aarch64_exits.c",
         "kvm_aarch64_faults.c",
+        "kvm_aarch64_halt.c",
         "kvm_aarch64_registers.c",
         "kvm_aarch64_state.c",
     ],
