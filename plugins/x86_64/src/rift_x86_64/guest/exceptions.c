@@ -31,5 +31,5 @@ RIFT_RUNTIME(cause) enum rift_cause rift_cause(uint64_t vector, uint64_t error) 
 }
 
 RIFT_RUNTIME(frame_pc) uintptr_t *rift_frame_pc(struct rift_frame *frame) {
-    return &frame->rip;
+    return (uintptr_t *)&frame->rip; /* uint64_t is another type of the same size on some systems */
 }
