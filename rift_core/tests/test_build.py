@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rift_core.build import BuildError, Target, build, command_line, find_compiler, isa_sources
+from rift_core.build import BuildError, BuildResult, Target, build, command_line, find_compiler, isa_sources
 from rift_core.errors import PluginNotFoundError
 
-X86_64 = Path(__file__).parents[2] / "plugins/x86_64/src/rift_x86_64/guest"
+PLUGINS = Path(__file__).parents[2] / "plugins"
+FOLDERS = {isa: PLUGINS / isa / "src" / f"rift_{isa}" / "guest" for isa in ("x86_64", "aarch64")}
+X86_64 = FOLDERS["x86_64"]
 
-COMPILERS = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            shutil.which(name) is None, reason=f"{name} is not installed: install the package {name}"
-        ),
-    )
-    for name in ("gcc", "clang")
-]
+
+@dataclass(frozen=True)
+class Build:
+    """One ISA with one compiler."""
+
+    isa: str
+    compiler: str
+
+    @property
+    def target(self) -> Target:
+        return Target.read(self.isa, FOLDERS[self.isa])
+
+    def __call__(self, source: Path, output: Path, **options: Any) -> BuildResult:
+        return build(source, output, self.isa, self.compiler, folder=FOLDERS[self.isa], **options)
+
+
+@pytest.fixture(params=[(isa, name) for isa in FOLDERS for name in ("gcc", "clang", "zig")], ids="-".join)
+def make(request: pytest.FixtureRequest) -> Build:
+    """Each ISA with each compiler that is here."""
+    result = Build(*request.param)
+    try:
+        find_compiler(result.target, result.compiler)
+    except BuildError as error:
+        pytest.skip(str(error))
+    return result
+
 
 GUEST = """
 #include <rift_guest.h>
@@ -43,7 +64,8 @@ def source(tmp_path: Path) -> Path:
 def symbols(path: Path) -> dict[str, tuple[int, str]]:
     """Name to address and nm's letter."""
     lines = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines()
-    return {name: (int(address, 16), letter) for address, letter, name in (line.split() for line in lines)}
+    rows = [line.split() for line in lines]
+    return {row[2]: (int(row[0], 16), row[1]) for row in rows if len(row) == 3}
 
 
 def segments(path: Path) -> list[tuple[str, int, int]]:
@@ -54,13 +76,12 @@ def segments(path: Path) -> list[tuple[str, int, int]]:
         return [(s["p_type"], s["p_vaddr"], s["p_flags"]) for s in ELFFile(file).iter_segments()]
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("pie", [False, True], ids=["static", "pie"])
 @pytest.mark.parametrize("simd", [False, True], ids=["general", "simd"])
-def test_builds_a_payload(compiler: str, pie: bool, simd: bool, source: Path, tmp_path: Path) -> None:
-    result = build(source, tmp_path / "guest", compiler=compiler, pie=pie, simd=simd, folder=X86_64)
+def test_builds_a_payload(make: Build, pie: bool, simd: bool, source: Path, tmp_path: Path) -> None:
+    result = make(source, tmp_path / "guest", pie=pie, simd=simd)
     assert result.path == tmp_path / "guest"
-    assert result.command[0] == compiler
+    assert result.command[0] == find_compiler(make.target, make.compiler).command[0]
     assert result.warnings == ""
     names = symbols(result.path)
     assert {"main", "add", "counter", "room", "rift_vectors", "rift_info"} <= names.keys()
@@ -68,6 +89,7 @@ def test_builds_a_payload(compiler: str, pie: bool, simd: bool, source: Path, tm
     loads = [(address, flags) for kind, address, flags in segments(result.path) if kind == "PT_LOAD"]
     assert [flags for _, flags in loads] == [5, 4, 6], "code, constants, data: nothing is writable and executable"
     assert loads[0][0] == base
+    assert len({address // make.target.page_size for address, _ in loads}) == 3
     from elftools.elf.elffile import ELFFile
 
     with result.path.open("rb") as file:
@@ -79,60 +101,64 @@ def test_builds_a_payload(compiler: str, pie: bool, simd: bool, source: Path, tm
         assert not stack["p_flags"] & 1
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_keeps_what_the_payload_brings_and_drops_unused_runtime(compiler: str, source: Path, tmp_path: Path) -> None:
+def test_keeps_what_the_payload_brings_and_drops_unused_runtime(make: Build, source: Path, tmp_path: Path) -> None:
     source.write_text("int lonely(void) { return 1; }\nint main(void) { return 0; }\n")
-    names = symbols(build(source, tmp_path / "guest", compiler=compiler, folder=X86_64).path)
+    names = symbols(make(source, tmp_path / "guest").path)
     assert "lonely" in names, "the host calls functions by name, so that none may be dropped"
     assert "rift_vectors" in names
     assert "rift_walk" not in names
     assert "rift_snprintf" not in names
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_warnings_are_handed_back(compiler: str, source: Path, tmp_path: Path) -> None:
+def test_warnings_are_handed_back(make: Build, source: Path, tmp_path: Path) -> None:
     source.write_text("int main(void) { int unused; return 0; }\n")
-    assert "unused" in build(source, tmp_path / "guest", compiler=compiler, folder=X86_64).warnings
+    assert "unused" in make(source, tmp_path / "guest").warnings
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_a_compile_error_is_passed_on_and_leaves_the_old_payload(compiler: str, source: Path, tmp_path: Path) -> None:
+def test_a_compile_error_is_passed_on_and_leaves_the_old_payload(make: Build, source: Path, tmp_path: Path) -> None:
     (tmp_path / "guest").write_text("old")
     source.write_text("int main(void) { return undeclared_name; }\n")
     with pytest.raises(BuildError, match="undeclared_name") as caught:
-        build(source, tmp_path / "guest", compiler=compiler, folder=X86_64)
+        make(source, tmp_path / "guest")
     assert f"{source}:1:" in caught.value.output
     assert (tmp_path / "guest").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["guest", "guest.c"], "nothing else is left behind"
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_floating_point_without_simd_gets_a_hint(compiler: str, source: Path, tmp_path: Path) -> None:
+def test_floating_point_without_simd_gets_a_hint(make: Build, source: Path, tmp_path: Path) -> None:
     source.write_text("double half(double x) { return x / 2; }\nint main(void) { return 0; }\n")
     with pytest.raises(BuildError, match="--simd"):
-        build(source, tmp_path / "guest", compiler=compiler, folder=X86_64)
-    build(source, tmp_path / "guest", compiler=compiler, simd=True, folder=X86_64)
+        make(source, tmp_path / "guest")
+    make(source, tmp_path / "guest", simd=True)
 
 
-def test_options_base_entry_and_doorbell(source: Path, tmp_path: Path) -> None:
+VECTORS_STORE = {
+    "x86_64": "a30808001000000000",  # movabs %eax, 0x10000808
+    "aarch64": "1e0080d2 1e00a2f2 df0b08b9",  # movz x30, #0; movk x30, #0x1000, lsl #16; str wzr, [x30, #0x808]
+}
+
+
+def test_options_base_entry_and_doorbell(make: Build, source: Path, tmp_path: Path) -> None:
     seen: list[str] = []
-    result = build(
-        source, tmp_path / "guest", folder=X86_64, base=0x40_0000, entry="add", doorbell=0x1000_0000,
-        options=["-DEXTRA=1"], verbose=seen.append,
+    result = make(
+        source, tmp_path / "guest", base=0x40_0000, entry="add", doorbell=0x1000_0000, options=["-DEXTRA=1"],
+        verbose=seen.append,
     )  # fmt: skip
     assert seen == [str(result)]
     assert "-DEXTRA=1" in result.command
     assert result.command[-2:] == ("-o", str(tmp_path / "guest"))
     names = symbols(result.path)
     assert names["rift_vectors"][0] >= 0x40_0000
-    assert bytes.fromhex("a30808001000000000") in result.path.read_bytes(), "the vectors' store names the doorbell"
+    store = bytes.fromhex(VECTORS_STORE[make.isa])
+    assert store in result.path.read_bytes(), "the vectors' store names the doorbell"
 
 
-def test_a_payload_of_its_own_needs_no_runtime(tmp_path: Path) -> None:
+def test_a_payload_of_its_own_needs_no_runtime(make: Build, tmp_path: Path) -> None:
     source = tmp_path / "bare.S"
-    source.write_text(".globl test\ntest: hlt\n")
-    result = build(source, tmp_path / "bare", entry="test", runtime=False, folder=X86_64)
-    assert "rift_vectors" not in symbols(result.path)
+    source.write_text(".globl test\ntest: nop\n")
+    names = symbols(make(source, tmp_path / "bare", entry="test", runtime=False, base=0x80_0000).path)
+    assert "rift_vectors" not in names
+    assert names["test"][0] // 0x1000 == 0x800
 
 
 @pytest.mark.parametrize(
@@ -177,8 +203,30 @@ def test_rift_cc_chooses_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert found.is_clang
 
 
+@pytest.mark.parametrize("isa", FOLDERS)
+def test_each_missing_piece_is_named(isa: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    monkeypatch.delenv("RIFT_CC", raising=False)
+    target = Target.read(isa, FOLDERS[isa])
+    with pytest.raises(BuildError) as caught:
+        find_compiler(target)
+    text = str(caught.value)
+    assert f"gcc-{isa.replace('_', '-')}-linux-gnu" in text.replace("_", "-")
+    assert "packages clang and lld" in text
+    assert "pip install ziglang" in text
+    (tmp_path / "clang").write_text("#!/bin/sh\necho clang version 99\n")
+    (tmp_path / "clang").chmod(0o755)
+    with pytest.raises(BuildError, match="install the package lld"):
+        find_compiler(target, "clang")
+    (tmp_path / "ld.lld").write_text("")
+    (tmp_path / "ld.lld").chmod(0o755)
+    assert find_compiler(target).command[0] == "clang"
+
+
 def test_another_host_uses_a_cross_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, answer in (("gcc", "gcc"), ("clang", "clang version 99")):
+    for name, answer in (("gcc", "gcc"), ("clang", "clang version 99"), ("ld.lld", "")):
         fake = tmp_path / name
         fake.write_text(f"#!/bin/sh\necho {answer}\n")
         fake.chmod(0o755)

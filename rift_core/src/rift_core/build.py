@@ -1,4 +1,4 @@
-"""``rift build``: a payload from C or assembler sources, in one run of the host's gcc or clang.
+"""``rift build``: a payload from C or assembler sources, in one run of gcc, clang or zig.
 
 The sources of the guest runtime are compiled along: the generic ones beside ``rift_guest.h``, and those of
 the ISA, which stand in the folder ``guest`` of the package that provides it. That folder holds a
@@ -8,10 +8,12 @@ the ISA, which stand in the folder ``guest`` of the package that provides it. Th
 ``machine``               ``platform.machine()`` of hosts whose plain gcc and clang compile for this ISA
 ``cross_prefix``          prefixes of gcc on other hosts, such as ``aarch64-linux-gnu-``
 ``clang_target``          clang's ``--target`` on other hosts; linking then takes lld
+``zig_target``            zig's ``-target``: the compiler in PyPI's package ziglang
 ``flags``                 always
 ``general_only``          unless ``simd``: only general registers, so that supervisor code saves no others
 ``simd``                  with ``simd``
 ``base``                  the payload's first guest-virtual address
+``page_size``             code, constants and data stand on pages of their own of that size
 ========================  =====================================================================================
 """
 
@@ -25,8 +27,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +41,7 @@ from rift_core.files import SOURCE_SUFFIXES, is_source
 from rift_core.plugin import ENTRY_POINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
 RUNTIME = Path(__file__).with_name("guest")
 """Folder of ``rift_guest.h``, of the sources behind it and of the linker scripts."""
@@ -56,11 +60,8 @@ _LINK_FLAGS = (
     "-nostdlib",
     "-Wl,--gc-sections",
     "-Wl,--build-id=none",
-    "-Wl,-z,separate-code",
-    "-Wl,-z,max-page-size=0x1000",
     "-Wl,-z,noexecstack",
 )
-
 
 _FLOATING_POINT = re.compile(r"SSE|general-regs-only|`__\w+[sdt]f[0-9]?'|symbol: __\w+[sdt]f[0-9]?\b")
 """What gcc, and the linkers after clang, say of floating point without its registers: libgcc's __muldf3 and so on."""
@@ -100,6 +101,7 @@ class Compiler:
 
     command: tuple[str, ...]
     is_clang: bool
+    is_zig: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,12 @@ class Target:
     machine: tuple[str, ...]
     cross_prefix: tuple[str, ...]
     clang_target: str
+    zig_target: str
     flags: tuple[str, ...]
     general_only: tuple[str, ...]
     simd: tuple[str, ...]
     base: int
+    page_size: int
 
     @classmethod
     def read(cls, isa: str, folder: Path) -> Target:
@@ -130,10 +134,12 @@ class Target:
                 machine=tuple(values["machine"]),
                 cross_prefix=tuple(values["cross_prefix"]),
                 clang_target=str(values["clang_target"]),
+                zig_target=str(values["zig_target"]),
                 flags=tuple(values["flags"]),
                 general_only=tuple(values["general_only"]),
                 simd=tuple(values["simd"]),
                 base=int(values["base"]),
+                page_size=int(values["page_size"]),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise BuildError(
@@ -168,36 +174,76 @@ def isa_sources(isa: str) -> Path:
 
 
 def find_compiler(target: Target, compiler: str | None = None) -> Compiler:
-    """The compiler to use: ``compiler`` (a name or path), else ``RIFT_CC``, else the first gcc or clang found.
+    """The compiler to use: ``compiler``, else ``RIFT_CC``, else the first of gcc, clang and zig that is there.
 
-    :raises BuildError: none is there; the message says what to install.
+    :param compiler: "gcc", "clang" or "zig" for the one that makes code for ``target``; or a name or path.
+    :raises BuildError: it, or all of them, are missing; the message says what to install.
     """
     wanted = compiler or os.environ.get("RIFT_CC")
-    if wanted:
-        path = shutil.which(wanted)
-        if path is None:
+    if wanted and wanted not in _FAMILIES:
+        if shutil.which(wanted) is None:
             raise BuildError(f"the compiler {wanted!r} is not there: install it, or name another one")
         return _describe(wanted, target)
-    candidates = ["gcc", "clang", "cc"] if target.is_native else [*(p + "gcc" for p in target.cross_prefix), "clang"]
-    for name in candidates:
-        if shutil.which(name):
-            return _describe(name, target)
-    packages = (
-        "gcc (or clang)"
-        if target.is_native
-        else f"{'gcc-' + target.cross_prefix[0].rstrip('-') if target.cross_prefix else 'gcc'} (or clang and lld)"
-    )
-    raise BuildError(
-        f"no C compiler for {target.isa} payloads (looked for {', '.join(candidates)}): install the package {packages}"
-    )
+    problems = []
+    for family in (wanted,) if wanted else _FAMILIES:
+        found = _FAMILIES[family](target)
+        if isinstance(found, Compiler):
+            return found
+        problems.append(found)
+    raise BuildError(f"no C compiler for {target.isa} payloads is here: " + ", or ".join(problems))
+
+
+def _find_gcc(target: Target) -> Compiler | str:
+    names = ["gcc"] if target.is_native else [prefix + "gcc" for prefix in target.cross_prefix]
+    for name in names:
+        if shutil.which(name) and not _says_clang(name):  # what macOS calls gcc is clang
+            return Compiler((name,), False)
+    packages = "gcc" if target.is_native else " or ".join(f"gcc-{prefix.rstrip('-')}" for prefix in target.cross_prefix)
+    return f"install the package {packages} (looked for {', '.join(names)})"
+
+
+def _find_clang(target: Target) -> Compiler | str:
+    name = next((name for name in ("clang", "cc") if shutil.which(name) and _says_clang(name)), None)
+    linker = target.is_native or shutil.which("ld.lld") is not None
+    if name is None or not linker:
+        packages = "clang" if target.is_native else "clang and lld" if name is None else "lld, which clang links with"
+        return f"install the package{'s' if ' and ' in packages else ''} {packages}"
+    return _clang(name, target)
+
+
+def _find_zig(target: Target) -> Compiler | str:
+    if importlib.util.find_spec("ziglang") is not None:
+        return _zig((sys.executable, "-m", "ziglang"), target)
+    if shutil.which("zig"):
+        return _zig(("zig",), target)
+    return "pip install ziglang"
+
+
+_FAMILIES: dict[str, Callable[[Target], Compiler | str]] = {"gcc": _find_gcc, "clang": _find_clang, "zig": _find_zig}
+"""By name, in the order of preference: the compiler for a target, or what to install to have one."""
 
 
 def _describe(name: str, target: Target) -> Compiler:
+    """A compiler that was named."""
+    if Path(name).stem == "zig":
+        return _zig((name,), target)
+    return _clang(name, target) if _says_clang(name) else Compiler((name,), False)
+
+
+def _says_clang(name: str) -> bool:
     answer = subprocess.run([name, "--version"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    is_clang = "clang" in answer.stdout
-    if is_clang and not target.is_native:
-        return Compiler((name, f"--target={target.clang_target}", "-fuse-ld=lld"), is_clang)
-    return Compiler((name,), is_clang)
+    return "clang" in answer.stdout
+
+
+def _clang(name: str, target: Target) -> Compiler:
+    if target.is_native:
+        return Compiler((name,), True)
+    return Compiler((name, f"--target={target.clang_target}", "-fuse-ld=lld"), True)
+
+
+def _zig(command: tuple[str, ...], target: Target) -> Compiler:
+    # Its checks of undefined behaviour would end in functions that are not there.
+    return Compiler((*command, "cc", "-target", target.zig_target, "-fno-sanitize=all"), True, is_zig=True)
 
 
 def command_line(
@@ -224,14 +270,20 @@ def command_line(
     command += [f"-I{RUNTIME}", f"-I{target.folder}"]
     if doorbell != doorbell_page.DEFAULT_ADDRESS:
         command.append(f"-DRIFT_DOORBELL={doorbell:#x}")
+    first = (0 if pie else target.base) if base is None else base
+    command.append(f"-DRIFT_BASE={first:#x}")
     command += map(str, sources)
     if runtime:
         for folder in (RUNTIME, target.folder):
             command += sorted(str(source) for source in folder.iterdir() if source.suffix in (".c", ".S"))
         command.append("-Wl,-u,rift_vectors")
-    first = (0 if pie else target.base) if base is None else base
+    else:
+        command.append(str(RUNTIME / "rift_base.S"))
     script = RUNTIME / ("payload_pie.ld" if pie else "payload.ld")
-    command += [*_LINK_FLAGS, f"-Wl,--defsym=rift_base={first:#x}", f"-Wl,-T,{script}"]
+    if not compiler.is_zig:
+        command.append("-Wl,-z,separate-code")  # unknown to zig, whose linker does so anyway
+    command += [*_LINK_FLAGS, f"-Wl,-z,max-page-size={target.page_size:#x}"]
+    command.append(f"-Wl,-T,{script}")
     if pie:
         command.append("-Wl,--no-dynamic-linker")
     command.append(f"-Wl,-e,{entry or 0}")
@@ -264,7 +316,7 @@ def build(
     :param optimize: what follows ``-O``.
     :param entry: the function at which a thread starts unless the configuration names another one; None
         for a payload that only has functions to be called.
-    :param base: first guest-virtual address, a multiple of 4096; the ISA's default when None.
+    :param base: first guest-virtual address, a multiple of the ISA's page size; its default when None.
     :param doorbell: guest-virtual address of the doorbell page, below 2 GiB.
     :param runtime: add the guest runtime; a payload that brings everything itself does without.
     :param options: further options of the compiler, last on its command line.
@@ -287,13 +339,13 @@ def build(
             raise BuildError(f"{file}: a source is called {', '.join('*' + suffix for suffix in SOURCE_SUFFIXES)}")
         if destination.exists() and file.samefile(destination):
             raise BuildError(f"{file} is both source and output")
-    if base is not None and (base < 0 or base % 0x1000):
-        raise BuildError(f"base {base:#x} is not a multiple of 4096")
     if not 0 < doorbell < 0x8000_0000 or doorbell % doorbell_page.SIZE:
         raise BuildError(f"doorbell {doorbell:#x} is not a page below 2 GiB")
     if not destination.parent.is_dir():
         raise BuildError(f"{destination.parent}: no such folder")
     target = Target.read(isa, folder or isa_sources(isa))
+    if base is not None and (base < 0 or base % target.page_size):
+        raise BuildError(f"base {base:#x} is not a multiple of {target.page_size}")
     found = find_compiler(target, compiler)
     # Beside the output, so that the final rename is one step on one file system.
     with tempfile.TemporaryDirectory(prefix=".rift-build-", dir=destination.parent) as scratch:

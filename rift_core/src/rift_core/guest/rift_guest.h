@@ -2,7 +2,7 @@
  *
  *     #include <rift_guest.h>
  *     int main(void) {
- *         rift_printf("hello from privilege level %u\n", rift_privilege_level());
+ *         rift_printf("hello from %s\n", rift_privilege_name());
  *         return 0;
  *     }
  *
@@ -52,10 +52,10 @@ int64_t rift_user_call(uint64_t number, uint64_t a0, uint64_t a1, uint64_t a2, u
  * the program counter) or the cause, such as a page-table entry. Nonzero: handled, go on at the frame.
  * Zero: the thread ends, and the host makes a report of the frame as it is then.
  *
- * `vector` and `error` are the CPU's numbers (x86-64: vector and error code; AArch64: vector index and
- * syndrome); `fault_address` is the address that faulted, meaningful for page faults only. The handler runs
- * in supervisor mode, on the stack of the thread that faulted (of its supervisor stack for user mode).
- * A double fault, and a system call that arrives as a fault, go to the host without asking it. */
+ * `vector` and `error` are the CPU's numbers (x86-64: vector and error code; AArch64: exception class, or a number
+ * beyond them for an interrupt, and syndrome); `fault_address` is the address that faulted, meaningful for page faults
+ * only. The handler runs in supervisor mode, on the stack of the thread that faulted (of its supervisor stack for user
+ * mode). A fault whose stack is lost (x86-64: a double fault), and a system call, go to the host without asking it. */
 typedef int rift_exception_fn(uint64_t vector, uint64_t error, struct rift_frame *frame, uintptr_t fault_address);
 
 /* Defined weakly as "not handled": a payload may define it ... */
@@ -75,8 +75,24 @@ enum rift_cause {
 };
 enum rift_cause rift_cause(uint64_t vector, uint64_t error);
 
+/* What a page fault's access was: RIFT_READ, RIFT_WRITE or RIFT_EXECUTE, and RIFT_USER if user mode made it. 0 for
+ * any other exception. */
+int rift_fault_access(uint64_t vector, uint64_t error);
+
 /* Where the thread goes on: an lvalue inside the frame. */
 uintptr_t *rift_frame_pc(struct rift_frame *frame);
+
+/* ---- registers (supervisor mode) ----------------------------------------------------------------------------- */
+
+/* A register that only supervisor mode can read. */
+struct rift_system_value {
+    const char *name;    /* as in the manual */
+    const char *meaning; /* in a few words */
+    uint64_t value;
+};
+
+/* The one with that index; false where there is none. For programs that show where they are on any ISA. */
+bool rift_system_value(unsigned index, struct rift_system_value *value);
 
 /* ---- page tables (supervisor mode) ------------------------------------------------------------------------- */
 
@@ -200,12 +216,20 @@ size_t strlen(const char *text);
  *
  * unsigned rift_privilege_level(void);       0: supervisor. x86-64: the ring.
  * bool rift_is_supervisor(void);
- * uint64_t rift_page_table_root(void);       guest-physical (supervisor mode)
+ * const char *rift_privilege_name(void);     "ring 0", "EL1", ...
+ * uint64_t rift_page_table_root(void);       guest-physical; AArch64: of the lower half (supervisor mode)
+ * void rift_set_page_table_root(uint64_t);   (supervisor mode)
+ * void rift_set_vectors(const void *table);  the CPU's own form: an IDT, a vector table (supervisor mode)
+ * void rift_disable_interrupts(void), rift_enable_interrupts(void);    (supervisor mode)
+ * int64_t rift_hypercall(uint64_t number, uint64_t a1, ... a6);        (supervisor mode)
  * uint64_t rift_counter(void);               a counter that never goes back
  * void rift_relax(void);                     inside loops that wait for another thread
  * void rift_halt(void);                      waits for an interrupt; without any, the thread ends (supervisor mode)
  * void rift_compiler_barrier(void), rift_memory_barrier(void), rift_read_barrier(void), rift_write_barrier(void)
  * void rift_undefined_instruction(void);     raises RIFT_CAUSE_UNDEFINED_INSTRUCTION; RIFT_UNDEFINED_BYTES long
+ * void rift_device_store_8(uintptr_t, uint8_t) and _32, _64; uint64_t rift_device_load_64(uintptr_t)    one access to
+ *                                            device memory, by an instruction that every hypervisor can answer
+ * RIFT_HAS_PORTS                             1: also rift_out8() and so on
  */
 
 #endif

@@ -14,16 +14,16 @@ bool rift_exception_is_final(const struct rift_frame *frame, uintptr_t fault_add
 
 /* The doorbell by plain stores: supervisor mode only. */
 static inline void rift_doorbell_store_8(uint32_t offset, uint8_t value) {
-    *(volatile uint8_t *)((uintptr_t)RIFT_DOORBELL + offset) = value;
+    rift_device_store_8((uintptr_t)RIFT_DOORBELL + offset, value);
 }
 static inline void rift_doorbell_store_32(uint32_t offset, uint32_t value) {
-    *(volatile uint32_t *)((uintptr_t)RIFT_DOORBELL + offset) = value;
+    rift_device_store_32((uintptr_t)RIFT_DOORBELL + offset, value);
 }
 static inline void rift_doorbell_store_64(uint32_t offset, uint64_t value) {
-    *(volatile uint64_t *)((uintptr_t)RIFT_DOORBELL + offset) = value;
+    rift_device_store_64((uintptr_t)RIFT_DOORBELL + offset, value);
 }
 static inline uint64_t rift_doorbell_load_64(uint32_t offset) {
-    return *(volatile uint64_t *)((uintptr_t)RIFT_DOORBELL + offset);
+    return rift_device_load_64((uintptr_t)RIFT_DOORBELL + offset);
 }
 
 #endif

@@ -30,6 +30,15 @@ RIFT_RUNTIME(cause) enum rift_cause rift_cause(uint64_t vector, uint64_t error) 
     }
 }
 
+RIFT_RUNTIME(fault_access) int rift_fault_access(uint64_t vector, uint64_t error) {
+    if (vector != RIFT_VECTOR_PAGE_FAULT)
+        return 0;
+    const int user = error & RIFT_PAGE_FAULT_USER ? RIFT_USER : 0;
+    if (error & RIFT_PAGE_FAULT_FETCH)
+        return RIFT_EXECUTE | user;
+    return (error & RIFT_PAGE_FAULT_WRITE ? RIFT_WRITE : RIFT_READ) | user;
+}
+
 RIFT_RUNTIME(frame_pc) uintptr_t *rift_frame_pc(struct rift_frame *frame) {
     return (uintptr_t *)&frame->rip; /* uint64_t is another type of the same size on some systems */
 }

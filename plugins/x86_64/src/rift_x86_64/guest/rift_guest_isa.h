@@ -69,6 +69,11 @@ static inline bool rift_is_supervisor(void) {
     return rift_privilege_level() == 0;
 }
 
+static inline const char *rift_privilege_name(void) {
+    static const char names[4][7] = {"ring 0", "ring 1", "ring 2", "ring 3"};
+    return names[rift_privilege_level()];
+}
+
 #define RIFT_READ_REGISTER(name)                             \
     static inline uint64_t rift_read_##name(void) {          \
         uint64_t value;                                      \
@@ -95,6 +100,26 @@ static inline uint64_t rift_read_msr(uint32_t number) {
 
 static inline uint64_t rift_page_table_root(void) {
     return rift_read_cr3() & RIFT_PTE_ADDRESS;
+}
+
+static inline void rift_set_page_table_root(uint64_t root) {
+    __asm__ volatile("mov %0, %%cr3" ::"r"(root) : "memory");
+}
+
+/* An IDT of 256 gates. */
+static inline void rift_set_vectors(const void *table) {
+    const struct {
+        uint16_t limit;
+        uint64_t base;
+    } __attribute__((packed)) place = {256 * 16 - 1, (uintptr_t)table};
+    __asm__ volatile("lidt %0" ::"m"(place) : "memory");
+}
+
+static inline void rift_disable_interrupts(void) {
+    __asm__ volatile("cli" ::: "memory");
+}
+static inline void rift_enable_interrupts(void) {
+    __asm__ volatile("sti" ::: "memory");
 }
 
 /* The time-stamp counter, not ordered with the instructions around it. */
@@ -132,6 +157,37 @@ static inline void rift_write_barrier(void) {
 static inline void rift_undefined_instruction(void) {
     __asm__ volatile("ud2" ::: "memory");
 }
+
+/* Single accesses by single instructions, whatever the compiler would make of a volatile object. */
+static inline void rift_device_store_8(uintptr_t address, uint8_t value) {
+    *(volatile uint8_t *)address = value;
+}
+static inline void rift_device_store_32(uintptr_t address, uint32_t value) {
+    *(volatile uint32_t *)address = value;
+}
+static inline void rift_device_store_64(uintptr_t address, uint64_t value) {
+    *(volatile uint64_t *)address = value;
+}
+static inline uint64_t rift_device_load_64(uintptr_t address) {
+    return *(volatile uint64_t *)address;
+}
+
+/* VMCALL: number in RAX, arguments in RDI, RSI, RDX, R10, R8, R9, result in RAX. What a hypervisor does with it, and
+ * whether the host hears of it, differs. */
+static inline int64_t rift_hypercall(uint64_t number, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5,
+                                     uint64_t a6) {
+    register uint64_t r10 __asm__("r10") = a4;
+    register uint64_t r8 __asm__("r8") = a5;
+    register uint64_t r9 __asm__("r9") = a6;
+    int64_t result;
+    __asm__ volatile("vmcall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a1), "S"(a2), "d"(a3), "r"(r10), "r"(r8), "r"(r9)
+                     : "memory", "cc");
+    return result;
+}
+
+#define RIFT_HAS_PORTS 1
 
 static inline void rift_out8(uint16_t port, uint8_t value) {
     __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port));

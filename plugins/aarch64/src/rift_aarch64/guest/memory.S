@@ -1,0 +1,44 @@
+/* Copying and filling, 16 bytes at a time. memcpy goes forward and loads each piece before it stores it, which memmove
+ * relies on. Only general registers. */
+    .section .rift.text.memcpy, "ax", @progbits
+    .globl memcpy
+    .type memcpy, @function
+memcpy:
+    mov x3, x0
+    subs x2, x2, #16
+    b.lo 2f
+1:  ldp x4, x5, [x1], #16
+    subs x2, x2, #16
+    stp x4, x5, [x3], #16
+    b.hs 1b
+2:  adds x2, x2, #16
+    b.eq 4f
+3:  ldrb w4, [x1], #1
+    subs x2, x2, #1
+    strb w4, [x3], #1
+    b.ne 3b
+4:  ret
+    .size memcpy, . - memcpy
+
+    .section .rift.text.memset, "ax", @progbits
+    .globl memset
+    .type memset, @function
+memset:
+    mov x3, x0
+    mov x5, #0x0101010101010101
+    and x4, x1, #0xff
+    mul x4, x4, x5
+    subs x2, x2, #16
+    b.lo 2f
+1:  subs x2, x2, #16
+    stp x4, x4, [x3], #16
+    b.hs 1b
+2:  adds x2, x2, #16
+    b.eq 4f
+3:  subs x2, x2, #1
+    strb w4, [x3], #1
+    b.ne 3b
+4:  ret
+    .size memset, . - memset
+
+    .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,3 @@
+/* Where the payload starts: a symbol for the linker script, since not every linker takes one on its command line. */
+    .globl rift_base
+    .set rift_base, RIFT_BASE
