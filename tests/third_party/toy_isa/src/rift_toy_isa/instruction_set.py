@@ -52,6 +52,7 @@ class Toy:
     virtual_ranges: tuple[range, ...] = (range(1 << VIRTUAL_BITS),)
     capstone = ("", "")
     default_vectors: tuple[str, ...] = ()
+    debug = None
 
     def tables_size(self, mappings: Sequence[object]) -> int:
         """The root, and a chain of full pages."""
