@@ -99,6 +99,10 @@ class IsaDebug(Protocol):
         What the CPU has noted of it is cleared, so that the next one can be told from it.
         """
 
+    def signal(self, fault: GuestFault) -> str:
+        """The signal that a program of a Unix system would get for it: ``SIGSEGV``, ``SIGILL``, ``SIGFPE``, ``SIGBUS``
+        or ``SIGTRAP``."""
+
     def undo_fault(self, fault: GuestFault, vcpu: RegisterAccess) -> None:
         """Put the vCPU back to the instruction of ``fault``, as if the exception had not been taken."""
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from rift_core.memory import Gva
 
 _DEBUG_VECTOR, _BREAKPOINT_VECTOR = 1, 3
+_SIGNALS = {
+    0: "SIGFPE", 1: "SIGTRAP", 3: "SIGTRAP", 6: "SIGILL", 7: "SIGILL", 11: "SIGBUS", 12: "SIGBUS", 16: "SIGFPE",
+    17: "SIGBUS", 18: "SIGBUS", 19: "SIGFPE",
+}  # fmt: skip
 _TRAP_FLAG = 1 << 8
 _DR6_STEP = 1 << 14
 _DR6_POINTS = 0xF
@@ -75,6 +79,10 @@ class Debug:
             address = values[f"dr{number}"]
             return DebugEvent("watchpoint", fault.pc, address) if data else DebugEvent("hardware", fault.pc)
         return DebugEvent("step", fault.pc)
+
+    def signal(self, fault: GuestFault) -> str:
+        """As Linux has it."""
+        return _SIGNALS.get(fault.vector, "SIGSEGV")
 
     def undo_fault(self, fault: GuestFault, vcpu: RegisterAccess) -> None:
         """What IRETQ would do; the vectors leave all other registers as they were."""

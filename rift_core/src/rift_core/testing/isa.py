@@ -207,6 +207,7 @@ class IsaConformance:
             place = isa.debug.place(vcpu)
             assert (place.pc, place.sp, place.privilege) == (fault.pc, fault.sp, privilege)
             assert isa.debug.debug_event(fault, vcpu) is None
+            assert isa.debug.signal(fault) in ("SIGSEGV", "SIGILL", "SIGFPE", "SIGBUS", "SIGTRAP")
 
     def test_registers_of_a_core_file(self, isa: Isa) -> None:
         if isa.debug is None:
