@@ -84,7 +84,10 @@ class Events:
                 return StopEvent("watch", SIGTRAP, pc, inside, watch.access)
         elif pc in self._arranged.hardware:
             return StopEvent("breakpoint" if pc in self._software else "hardware", SIGTRAP, pc)
+        if thread.strange == (what, pc):
+            return StopEvent("trap", SIGTRAP, pc, text="a debug exception that nobody has asked for")
         thread.arm(self._arranged)  # it has been taken back meanwhile
+        thread.strange = (what, pc)
         return None
 
     def _stepped(self, thread: GuestThread, pc: int) -> StopEvent | None:

@@ -28,6 +28,7 @@ class GuestThread:
         self.stop: StopEvent | None = None  # not told to the client yet
         self.deliver = False  # let the fault end the run
         self.lifted = False  # debug registers at the start of a step are left out until it is done
+        self.strange: tuple[int, int] | None = None  # a debug exception that belongs to nothing: kind and place
         self.image: Image | None = None  # any thread, while the machine is stopped
         self.place: Place | None = None  # the same
         self._debug = debug
@@ -56,6 +57,7 @@ class GuestThread:
         vcpu = self.context.vcpu
         if vcpu is None:
             return
+        self.strange = None
         place = self._debug.place(vcpu)
         steps = self.plan.kind != "go" or bool(arranged.compared)
         way = self._means.step[place.privilege] if steps else ""

@@ -73,11 +73,9 @@ class Means:
 
     def describe(self) -> list[str]:
         """A line for each level."""
-        lines = []
-        for p in PRIVILEGES:
-            lines.append(
-                f"{p}: steps {_WAYS[self.step[p]]}; breakpoint instructions {_WAYS[self.instruction[p]]}; "
-                f"debug registers {'yes' if self.hardware[p] else 'no'}; watchpoints "
-                f"{'yes' if self.watch[p] else 'no' if not self.step[p] else 'by stepping'}"
-            )
-        return lines
+        return [
+            f"{p}: steps {_WAYS[self.step[p]]}; breakpoint instructions {_WAYS[self.instruction[p]]}; "
+            f"debug registers {'yes' if self.hardware[p] else 'no'}; watchpoints "
+            f"{'yes' if self.watch[p] else 'no' if not self.step[p] else 'by stepping'}"
+            for p in PRIVILEGES
+        ]

@@ -5,6 +5,7 @@ It holds the machine's engine and never the machine, so that dropping a machine 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -36,6 +37,7 @@ FIRST_THREAD_SECONDS = 1.0
 """How long a client that comes before any thread runs waits for one; its own patience ends after two seconds."""
 
 _REFUSAL_SECONDS = 1.0
+_AFTER = {"continue": "detached", "kill": "killed", "stop": "stopped"}
 
 
 class Server:
@@ -49,8 +51,8 @@ class Server:
         wanted = parse_address(config.listen)
         if not wanted.is_local and not config.allow_remote:
             raise ConfigError(
-                f"debug.listen = {config.listen!r} lets other machines in, and the protocol has no authentication: listen "
-                "on this machine's own address and use ssh -L, or set allow_remote = true"
+                f"debug.listen = {config.listen!r} lets other machines in, and the protocol has no authentication: "
+                "listen on this machine's own address and use ssh -L, or set allow_remote = true"
             )
         self._config = config
         self._engine = engine
@@ -115,10 +117,8 @@ class Server:
     # -- the thread ------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody is to wake
             os.write(self._wake_writer, b"!")
-        except OSError:  # full: it wakes anyway; closed: nobody is to wake
-            pass
 
     def _drain(self) -> None:
         try:
@@ -195,9 +195,7 @@ class Server:
 
     def _leave(self, session: Session) -> None:
         """What becomes of the guest when its client goes."""
-        what = (
-            session.after or {"continue": "detached", "kill": "killed", "stop": "stopped"}[self._config.on_disconnect]
-        )
+        what = session.after or _AFTER[self._config.on_disconnect]
         if self._closing:
             what = "detached"
         if what == "killed":

@@ -4,8 +4,8 @@ Two sides meet here. The server's thread decides: it stops, inspects and resumes
 breakpoint, a step's end or a fault calls :meth:`Target.answer` on its own host thread: it closes the gate for
 everybody, leaves a :class:`StopEvent`, wakes the server and waits, like all others, in the mailbox of its vCPU.
 
-To step off a breakpoint a thread goes alone, nothing patched, and only then the others follow: none of them can run past
-a breakpoint that is out of memory for a moment. Stops of several threads at a time are told one after another.
+To step off a breakpoint a thread goes alone, nothing patched, and only then the others follow: none of them can run
+past a breakpoint that is out of memory for a moment. Stops of several threads at a time are told one after another.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Target(Inspection):
             return report, stop
 
     def _keep_others(self) -> None:
-        """What other threads came upon at the same time waits until they are resumed; ends of steps are not worth it."""
+        """What other threads came upon at the same time waits until they are resumed, but for ends of steps."""
         with self._lock:
             kept = [report for report in self._reports if isinstance(report, Ended)]
             self._reports.clear()
