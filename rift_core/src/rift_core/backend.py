@@ -220,6 +220,12 @@ class Vm(Protocol):
     def flush_translations(self) -> None:
         """Make every vCPU see page-table entries that the host has changed."""
 
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
+        """Make every vCPU see instructions that the host has written there: some CPUs, and emulators, keep copies.
+
+        Any thread. Memory that is no region of this VM is passed over.
+        """
+
     def install(self, handler: ExitHandler) -> None:
         """Install ``handler.native``; before the first vCPU runs.
 

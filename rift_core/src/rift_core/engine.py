@@ -217,6 +217,24 @@ class Engine:
             piece[:] = data[at : at + len(piece)]
             at += len(piece)
 
+    def write_code(self, address: int, data: bytes) -> None:
+        """As :meth:`write_virtual`; every vCPU then sees the new instructions.
+
+        :raises AddressError: as there.
+        """
+        self.write_virtual(address, data)
+        self.code_changed(address, len(data))
+
+    def code_changed(self, address: int, size: int) -> None:
+        """Instructions at a guest-virtual range have been written from the host; what is not mapped is passed over."""
+        end = address + size
+        while address < end:
+            walk = self.space.walk(Gva(address))
+            step = min((walk.page_size or self.page) - address % (walk.page_size or self.page), end - address)
+            if walk.physical is not None:
+                self.vm.code_changed(walk.physical, step)
+            address += step
+
     def _pieces(self, address: int, size: int) -> Iterator[memoryview]:
         end = address + size
         while address < end:

@@ -470,7 +470,7 @@ class Machine:
                 raise MappingError(
                     f"{at:#x}-{at + len(code):#x} is mapped, but not executable: use write_virtual, or protect it"
                 )
-            engine.write_virtual(at, code)
+            engine.write_code(at, code)
         return Gva(at)
 
     def add_memory(self, buffer: memoryview, at: int, permissions: str | Permission = "rwx") -> None:

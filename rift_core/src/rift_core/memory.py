@@ -172,8 +172,11 @@ class AddressSpace(Protocol):
         :raises MappingError: part of the range is not mapped, or no table memory is left for a split.
         """
 
-    def walk(self, virtual: Gva) -> Walk:
-        """Translate one address; tables that the guest has forged are no danger: a failed walk says why."""
+    def walk(self, virtual: Gva, root: Gpa | None = None) -> Walk:
+        """Translate one address; tables that the guest has forged are no danger: a failed walk says why.
+
+        ``root``: another top-level table than the machine's, which the guest has made (``IsaDebug.table_root``).
+        """
 
     def accessed_dirty(self, virtual: Gva, size: int, *, clear: bool = False) -> list[tuple[Gva, int, bool, bool]]:
         """``(page, page_size, accessed, dirty)`` of each mapped page of the range; optionally clears both bits.

@@ -53,6 +53,7 @@ class Aarch64:
     virtual_ranges: tuple[range, ...] = (paging.LOWER_HALF, paging.UPPER_HALF)
     capstone = ("CS_ARCH_ARM64", "CS_MODE_ARM")
     default_vectors: tuple[str, ...] = (RUNTIME_SYMBOL, TABLE_SYMBOL)
+    debug = None
 
     def __init__(self, config: Aarch64Config, features: CpuFeatures) -> None:
         """:raises ConfigError: the CPU does not have the granule."""

@@ -202,6 +202,12 @@ class KvmVm:
             self._check_open()
             check(lib.rift_kvm_vm_flush(self.native, self._error), self._error)
 
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
+        """Clean the data caches and drop the instruction caches of the host's CPUs; on x86 they are coherent."""
+        with self.lock:
+            self._check_open()
+            lib.rift_kvm_vm_code_changed(self.native, guest_address, size)
+
     def install(self, handler: ExitHandler) -> None:
         """Install ``handler.native``; before the first vCPU is created.
 

@@ -53,7 +53,9 @@ _SWALLOWED = frozenset({"unmap_memory"})
 _FROM_FINALIZERS = frozenset({"park"})
 """Called when a thread ends, where nobody is left to take an error."""
 
-_UNUSED = frozenset({"inject_exception", "install", "read_registers", "restore", "save", "set_debug", "unmap_memory"})
+_UNUSED = frozenset(
+    {"code_changed", "inject_exception", "install", "read_registers", "restore", "save", "set_debug", "unmap_memory"}
+)
 """Calls that a machine without handlers and debuggers has no need of."""
 
 

@@ -376,6 +376,9 @@ class FakeVm:
         except AddressError as error:
             raise HypervisorError("unmap_memory", errno.ENOENT, str(error)) from error
 
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
+        self.flush_translations()
+
     def flush_translations(self) -> None:
         for vcpu in list(self._vcpus.values()):
             vcpu.drop_translations()

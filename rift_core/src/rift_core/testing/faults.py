@@ -20,6 +20,7 @@ CALLS = frozenset(
         "create_vm",
         "map_memory",
         "unmap_memory",
+        "code_changed",
         "flush_translations",
         "install",
         "create_vcpu",
