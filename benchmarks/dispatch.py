@@ -119,10 +119,5 @@ def python(pairs: int) -> Result:
             return spent / PYTHON_EXITS
 
         return compare(
-            "python_exit",
-            "the loop itself, Python handler",
-            ours,
-            plain_seconds,
-            pairs=pairs,
-            promise="added <= 1.5 us",
+            "python_exit", "the loop itself, Python handler", ours, plain_seconds, pairs=pairs, promise="added <= 1.5 us"
         )

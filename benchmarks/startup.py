@@ -85,7 +85,9 @@ def twin_plan(image: Path, assembly: Assembly) -> TwinPlan:
         direct = sample.symbol("direct").address
     layout = assembly.plan
     whole = image.read_bytes()
-    parts = [TwinPart(whole.index(bytes(p.segment.data)) + p.offset, p.size, p.physical) for p in layout.placements]
+    parts = [
+        TwinPart(whole.index(bytes(p.segment.data)) + p.offset, p.size, p.physical) for p in layout.placements
+    ]
     mappings = twin_mappings(layout.mappings)
     return TwinPlan(
         str(image).encode(),

@@ -70,7 +70,10 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Go on with an exception in the guest: a vector on x86-64, a syndrome on AArch64."""
+    """Go on with an exception in the guest: a vector on x86-64, a syndrome on AArch64.
+
+    As the answer to a call from user mode it is -EFAULT.
+    """
 
     vector: int
     code: int = 0

@@ -151,7 +151,9 @@ def _write_session(
     (folder / "session").write_text("\n".join(lines) + "\n")
 
 
-def _arguments(machine: Machine, folder: Path, writable: Path | None, verbose: bool, out: int, error: int) -> list[str]:
+def _arguments(
+    machine: Machine, folder: Path, writable: Path | None, verbose: bool, out: int, error: int
+) -> list[str]:
     arguments = [
         machine.program,
         *machine.arguments,
