@@ -186,6 +186,7 @@ class Engine:
                 raise AddressError(f"guest-virtual {at:#x} is not mapped: {walk.reason}")
             if first is None:
                 first = walk.physical
+                self.memory.view(first, size)  # else a guest's own tables could make the loop long
             elif walk.physical != expected:
                 raise AddressError(
                     f"guest-virtual {address:#x}-{end:#x} is not contiguous in guest-physical memory (it breaks "
@@ -209,7 +210,24 @@ class Engine:
 
         :raises AddressError: not mapped, or memory that the host shares read-only; nothing is written then.
         """
-        pieces = list(self._pieces(address, len(data)))
+        self._write(address, data, Permission.NONE)
+
+    def read_user(self, address: int, size: int) -> bytes:
+        """A copy of guest-virtual bytes that user mode may read itself.
+
+        :raises AddressError: some of them are not mapped for it.
+        """
+        return b"".join([bytes(view) for view in self._pieces(address, size, Permission.USER)])
+
+    def write_user(self, address: int, data: bytes) -> None:
+        """Write guest-virtual bytes that user mode may write itself: all of them, or none.
+
+        :raises AddressError: some of them are not mapped for it, or read-only.
+        """
+        self._write(address, data, Permission.USER | Permission.WRITE)
+
+    def _write(self, address: int, data: bytes, needed: Permission) -> None:
+        pieces = list(self._pieces(address, len(data), needed))
         if any(piece.readonly for piece in pieces):
             raise AddressError(f"guest-virtual {address:#x}, {len(data)} bytes, is shared read-only")
         at = 0
@@ -235,12 +253,14 @@ class Engine:
                 self.vm.code_changed(walk.physical, step)
             address += step
 
-    def _pieces(self, address: int, size: int) -> Iterator[memoryview]:
+    def _pieces(self, address: int, size: int, needed: Permission = Permission.NONE) -> Iterator[memoryview]:
         end = address + size
         while address < end:
             walk = self.space.walk(Gva(address))
             if walk.physical is None:
                 raise AddressError(f"guest-virtual {address:#x} is not mapped: {walk.reason}")
+            if needed & ~walk.permissions:
+                raise AddressError(f"guest-virtual {address:#x} is mapped {walk.permissions}, not {needed}")
             step = min(walk.page_size - address % walk.page_size, end - address)
             yield self.memory.view(walk.physical, step)
             address += step

@@ -543,6 +543,14 @@ class HandlerMachine:
         """Write guest-virtual bytes. :raises AddressError: not mapped."""
         self._engine.write_virtual(address, data)
 
+    def read_user(self, address: int, size: int) -> bytes:
+        """A copy of bytes at a pointer that user mode has given. :raises AddressError: it may not read them itself."""
+        return self._engine.read_user(address, size)
+
+    def write_user(self, address: int, data: bytes) -> None:
+        """Write to a pointer that user mode has given. :raises AddressError: it may not write there itself."""
+        self._engine.write_user(address, data)
+
     def translate(self, address: int) -> Walk:
         """What the page tables say of a guest-virtual address."""
         return self._engine.translate(address)
