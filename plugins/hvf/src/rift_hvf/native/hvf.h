@@ -21,6 +21,10 @@ struct rift_hvf_framework *rift_hvf_framework_open(const char *path, char *messa
 /* The binding for the ISA that the framework is for. */
 const struct rift_hvf_binding *rift_hvf_framework_binding(const struct rift_hvf_framework *framework);
 
+/* The two bindings; the functions take no framework, so that machines can be planned anywhere. */
+const struct rift_hvf_binding *rift_hvf_binding_x86_64(void);
+const struct rift_hvf_binding *rift_hvf_binding_aarch64(void);
+
 /* Whether the framework has a function, by its name; for reports. */
 int rift_hvf_framework_has(const struct rift_hvf_framework *framework, const char *name);
 
@@ -51,11 +55,11 @@ void rift_hvf_vm_close(struct rift_hvf_vm *vm);
 int rift_hvf_vm_map(struct rift_hvf_vm *vm, uint64_t gpa, void *host, uint64_t bytes, uint32_t permissions,
                     struct rift_error *error);
 
-/* hv_vm_unmap of exactly the region that starts at `gpa` (ENOENT: none does). Returns 0 when no native handler
- * can still hold a pointer into it, 1 when one may: the caller keeps the memory until rift_hvf_vm_quiet. */
+/* hv_vm_unmap of exactly the region that starts at `gpa` (ENOENT: none does). Returns 0 when no vCPU can
+ * still hold a pointer into it, 1 when one may: the caller keeps the memory until rift_hvf_vm_quiet. */
 int rift_hvf_vm_unmap(struct rift_hvf_vm *vm, uint64_t gpa, struct rift_error *error);
 
-/* 1 if no native exit handler is running in any vCPU, else 0. */
+/* 1 if no vCPU holds a pointer into guest memory, else 0. */
 int rift_hvf_vm_quiet(struct rift_hvf_vm *vm);
 
 /* Makes every vCPU see page-table entries that the host has changed: each flushes before it enters the guest

@@ -126,6 +126,14 @@ const struct rift_hvf_binding *rift_hvf_framework_binding(const struct rift_hvf_
     return framework->binding;
 }
 
+const struct rift_hvf_binding *rift_hvf_binding_x86_64(void) {
+    return &rift_hvf_x86_64;
+}
+
+const struct rift_hvf_binding *rift_hvf_binding_aarch64(void) {
+    return &rift_hvf_aarch64;
+}
+
 int rift_hvf_framework_has(const struct rift_hvf_framework *framework, const char *name) {
     return dlsym(framework->library, name) != NULL;
 }

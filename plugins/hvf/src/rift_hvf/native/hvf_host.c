@@ -37,26 +37,52 @@ static int negative(const struct rift_error *error) {
     return error->code > 0 ? -error->code : -EIO;
 }
 
-/* A handler sees the registers in the middle of the access that it is about to answer. What it writes takes
- * effect at once, and the answer to a read goes to the destination afterwards. */
+/* The place of a deferred write to register `id`, or the next free one. */
+static uint32_t deferred_place(const struct rift_hvf_vcpu *vcpu, int id) {
+    uint32_t at = 0;
+    while (at < vcpu->deferred && vcpu->deferred_ids[at] != (uint32_t)id)
+        ++at;
+    return at;
+}
+
+/* A handler sees the registers in the middle of the access that it is about to answer. */
 static int host_read_register(const struct rift_host *host, int id, uint64_t *value) {
     struct rift_hvf_vcpu *vcpu = vcpu_of(host);
     struct rift_error error;
     int status = host_check(vcpu, id);
     if (status)
         return status;
-    return vcpu->binding->read_registers(&vcpu->cpu, &(uint32_t){(uint32_t)id}, 1, value, &error) ? negative(&error)
-                                                                                                  : 0;
+    uint32_t at = deferred_place(vcpu, id);
+    if (at < vcpu->deferred) {
+        *value = vcpu->deferred_words[at];
+        return 0;
+    }
+    status = vcpu->binding->read_registers(&vcpu->cpu, &(uint32_t){(uint32_t)id}, 1, value, &error);
+    return status ? negative(&error) : 0;
 }
 
+/* What is written in the middle of an access takes effect when it is complete: the program counter still has to
+ * move on, and the answer to reach its register. */
 static int host_write_register(const struct rift_host *host, int id, uint64_t value) {
     struct rift_hvf_vcpu *vcpu = vcpu_of(host);
     struct rift_error error;
     int status = host_check(vcpu, id);
     if (status)
         return status;
-    return vcpu->binding->write_registers(&vcpu->cpu, &(uint32_t){(uint32_t)id}, 1, &value, &error) ? negative(&error)
-                                                                                                    : 0;
+    if (vcpu->cpu.open) {
+        uint32_t at = deferred_place(vcpu, id), bits = vcpu->binding->registers[id].bits;
+        if (at == RIFT_HVF_DEFERRED)
+            return -ENOSPC;
+        if (bits < 64 && value >> bits)
+            return -ERANGE;
+        vcpu->deferred_ids[at] = (uint32_t)id;
+        vcpu->deferred_words[at] = value;
+        if (at == vcpu->deferred)
+            vcpu->deferred += 1;
+        return 0;
+    }
+    status = vcpu->binding->write_registers(&vcpu->cpu, &(uint32_t){(uint32_t)id}, 1, &value, &error);
+    return status ? negative(&error) : 0;
 }
 
 static uint64_t now(clockid_t clock) {

@@ -36,7 +36,7 @@ struct rift_hvf_control {
     atomic_uint flush;       /* translations must be forgotten before the next entry */
     atomic_uint running;     /* the owner is in rift_hvf_vcpu_run */
     atomic_uint in_guest;    /* the owner is in the framework's run call, or about to be */
-    atomic_uint dispatching; /* the owner is in a native handler */
+    atomic_uint holding;     /* the owner may hold pointers into guest memory */
     atomic_ulong exits;      /* written by the owner only */
     pthread_mutex_t lock;    /* the rest */
     pthread_cond_t kicked;   /* for a native handler that waits */
@@ -52,6 +52,8 @@ struct rift_hvf_seat {
     struct rift_hvf_vcpu *occupant; /* NULL: its vCPU was closed by another thread */
 };
 
+#define RIFT_HVF_DEFERRED 64
+
 struct rift_hvf_vcpu {
     struct rift_hvf_cpu cpu;
     const struct rift_hvf_binding *binding;
@@ -64,6 +66,9 @@ struct rift_hvf_vcpu {
     struct rift_hvf_window window;
     struct rift_exit pending; /* an exit that happened while an access was completed, or is to be shown again */
     int has_pending;
+    uint32_t deferred_ids[RIFT_HVF_DEFERRED]; /* what a native handler wrote in the middle of an access */
+    uint64_t deferred_words[RIFT_HVF_DEFERRED];
+    uint32_t deferred;
     struct rift_hvf_vcpu *next;
 };
 

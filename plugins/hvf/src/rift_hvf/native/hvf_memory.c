@@ -103,7 +103,7 @@ int rift_hvf_vm_unmap(struct rift_hvf_vm *vm, uint64_t gpa, struct rift_error *e
         }
     }
     pthread_mutex_unlock(&vm->lock);
-    /* A handler cannot find the memory any more; one that has found it is still dispatching. */
+    /* Nobody can find the memory any more; a vCPU that has found it still holds it. */
     return status ? status : !rift_hvf_vm_quiet(vm);
 }
 

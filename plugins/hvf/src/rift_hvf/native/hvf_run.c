@@ -16,13 +16,20 @@ static int take_kick(struct rift_hvf_control *control) {
     return atomic_load(&control->kick) && atomic_exchange(&control->kick, 0);
 }
 
+/* Between the two, pointers into guest memory may be held. Whoever gets one takes the VM's lock first, which orders
+ * this store before the look of whoever removes the region (rift_hvf_vm_unmap). */
+static void hold(struct rift_hvf_control *control) {
+    atomic_store_explicit(&control->holding, 1, memory_order_relaxed);
+}
+
+static void let_go(struct rift_hvf_control *control) {
+    atomic_store_explicit(&control->holding, 0, memory_order_release);
+}
+
 static int dispatch(struct rift_hvf_vcpu *vcpu, struct rift_exit *exit) {
-    struct rift_hvf_control *control = vcpu->control;
-    /* A handler takes the VM's lock before it gets a pointer into a region, which orders this store before
-     * the look of whoever removes the region (rift_hvf_vm_unmap). */
-    atomic_store_explicit(&control->dispatching, 1, memory_order_relaxed);
+    hold(vcpu->control);
     int verdict = rift_dispatch_exit(vcpu->vm->dispatch, &vcpu->host, exit);
-    atomic_store_explicit(&control->dispatching, 0, memory_order_release);
+    let_go(vcpu->control);
     return verdict;
 }
 
@@ -52,7 +59,9 @@ static int enter_once(struct rift_hvf_vcpu *vcpu) {
     atomic_store(&control->in_guest, 0);
     if (entered)
         return -1;
+    hold(control);
     int decoded = vcpu->binding->decode(&vcpu->cpu, &vcpu->window.exit, error);
+    let_go(control);
     if (decoded < 0)
         return -1;
     if (decoded == RIFT_HVF_REENTER)
@@ -61,14 +70,25 @@ static int enter_once(struct rift_hvf_vcpu *vcpu) {
     return HAVE_EXIT;
 }
 
+/* Writes what native handlers wrote in the middle of an access that is complete now. */
+static int apply_deferred(struct rift_hvf_vcpu *vcpu, struct rift_error *error) {
+    uint32_t count = vcpu->deferred;
+    if (!count || vcpu->cpu.open)
+        return 0;
+    vcpu->deferred = 0;
+    return vcpu->binding->write_registers(&vcpu->cpu, vcpu->deferred_ids, count, vcpu->deferred_words, error);
+}
+
 /* Answers the open access. When its instruction goes on with another one, that waits in vcpu->pending. */
 static int answer(struct rift_hvf_vcpu *vcpu, uint64_t value, struct rift_error *error) {
+    hold(vcpu->control);
     int more = vcpu->binding->complete(&vcpu->cpu, value, &vcpu->pending, error);
+    let_go(vcpu->control);
     if (more > 0) {
         vcpu->has_pending = 1;
         count_exit(vcpu->control);
     }
-    return more < 0 ? -1 : 0;
+    return more < 0 ? -1 : apply_deferred(vcpu, error);
 }
 
 /* A reader leaves an access that is shown again, or comes next, for the next run; a writer, who changes where
@@ -83,7 +103,7 @@ int rift_hvf_vcpu_settle(struct rift_hvf_vcpu *vcpu, int writing, struct rift_er
         if (vcpu->has_pending && !writing)
             return 0;
     }
-    return 0;
+    return apply_deferred(vcpu, error);
 }
 
 /* The next exit: one that waits, or that of an entry. Returns as enter_once. */

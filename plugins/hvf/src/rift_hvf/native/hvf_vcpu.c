@@ -101,7 +101,9 @@ int rift_hvf_vcpu_inject(struct rift_hvf_vcpu *vcpu, uint32_t vector, int has_co
                          struct rift_error *error) {
     if (!vcpu->seat && rift_hvf_seat_take(vcpu, error))
         return -1;
-    return vcpu->binding->inject_exception(&vcpu->cpu, vector, has_code, code, error);
+    if (vcpu->binding->inject_exception(&vcpu->cpu, vector, has_code, code, error))
+        return -1;
+    return rift_hvf_vcpu_settle(vcpu, 0, error);
 }
 
 int rift_hvf_vcpu_debug(struct rift_hvf_vcpu *vcpu, const struct rift_hvf_debug *debug, struct rift_error *error) {
@@ -116,5 +118,6 @@ int rift_hvf_vcpu_restore(struct rift_hvf_vcpu *vcpu, const void *buffer, size_t
     if (ready(vcpu, 1, error))
         return -1;
     vcpu->has_pending = 0;
+    vcpu->deferred = 0;
     return vcpu->binding->restore(&vcpu->cpu, buffer, bytes, error);
 }

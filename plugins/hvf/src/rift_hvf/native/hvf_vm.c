@@ -47,7 +47,7 @@ int rift_hvf_vm_quiet(struct rift_hvf_vm *vm) {
     int quiet = 1;
     pthread_mutex_lock(&vm->lock);
     for (const struct rift_hvf_vcpu *vcpu = vm->vcpus; vcpu; vcpu = vcpu->next)
-        if (atomic_load(&vcpu->control->dispatching))
+        if (atomic_load(&vcpu->control->holding))
             quiet = 0;
     pthread_mutex_unlock(&vm->lock);
     return quiet;

@@ -1,185 +1,14 @@
-/* Shared by the C files of the x86-64 binding.
- *
- * Numbers: hv_arch_vmx.h and hv_arch_x86.h of the macOS 11.3 SDK, which repeat the Intel SDM, volume 3, appendix B
- * (VMCS fields), appendix C (exit reasons) and chapter 25 (controls). */
+/* Shared by the C files of the x86-64 binding. */
 #ifndef RIFT_HVF_X86_64_H
 #define RIFT_HVF_X86_64_H
 
 #include "hvf_internal.h"
-
-/* hv_x86_reg_t */
-enum hv_x86_register {
-    HV_RIP = 0, HV_RFLAGS = 1, HV_RAX = 2, HV_RCX = 3, HV_RDX = 4, HV_RBX = 5, HV_RSI = 6, HV_RDI = 7, HV_RSP = 8,
-    HV_RBP = 9, HV_R8 = 10, HV_R15 = 17, HV_CR2 = 38, HV_DR0 = 41, HV_DR6 = 47, HV_XCR0 = 50
-};
-
-enum hv_vmcs_field {
-    VMCS_GUEST_ES = 0x0800,
-    VMCS_GUEST_LINK_POINTER = 0x2800,
-    VMCS_GUEST_IA32_PAT = 0x2804,
-    VMCS_GUEST_IA32_EFER = 0x2806,
-    VMCS_GUEST_PHYSICAL_ADDRESS = 0x2400,
-    VMCS_CTRL_PIN_BASED = 0x4000,
-    VMCS_CTRL_CPU_BASED = 0x4002,
-    VMCS_CTRL_EXC_BITMAP = 0x4004,
-    VMCS_CTRL_VMEXIT_CONTROLS = 0x400c,
-    VMCS_CTRL_VMENTRY_CONTROLS = 0x4012,
-    VMCS_CTRL_VMENTRY_IRQ_INFO = 0x4016,
-    VMCS_CTRL_VMENTRY_EXC_ERROR = 0x4018,
-    VMCS_CTRL_VMENTRY_INSTR_LEN = 0x401a,
-    VMCS_CTRL_TPR_THRESHOLD = 0x401c,
-    VMCS_CTRL_CPU_BASED2 = 0x401e,
-    VMCS_RO_EXIT_REASON = 0x4402,
-    VMCS_RO_VMEXIT_IRQ_INFO = 0x4404,
-    VMCS_RO_VMEXIT_IRQ_ERROR = 0x4406,
-    VMCS_RO_IDT_VECTOR_INFO = 0x4408,
-    VMCS_RO_IDT_VECTOR_ERROR = 0x440a,
-    VMCS_RO_VMEXIT_INSTR_LEN = 0x440c,
-    VMCS_GUEST_ES_LIMIT = 0x4800,
-    VMCS_GUEST_GDTR_LIMIT = 0x4810,
-    VMCS_GUEST_IDTR_LIMIT = 0x4812,
-    VMCS_GUEST_ES_AR = 0x4814,
-    VMCS_GUEST_CS_AR = 0x4816,
-    VMCS_GUEST_SS_AR = 0x4818,
-    VMCS_GUEST_INTERRUPTIBILITY = 0x4824,
-    VMCS_GUEST_ACTIVITY_STATE = 0x4826,
-    VMCS_GUEST_SYSENTER_CS = 0x482a,
-    VMCS_CTRL_CR0_MASK = 0x6000,
-    VMCS_CTRL_CR4_MASK = 0x6002,
-    VMCS_CTRL_CR0_SHADOW = 0x6004,
-    VMCS_CTRL_CR4_SHADOW = 0x6006,
-    VMCS_RO_EXIT_QUALIFIC = 0x6400,
-    VMCS_GUEST_CR0 = 0x6800,
-    VMCS_GUEST_CR3 = 0x6802,
-    VMCS_GUEST_CR4 = 0x6804,
-    VMCS_GUEST_ES_BASE = 0x6806,
-    VMCS_GUEST_GDTR_BASE = 0x6816,
-    VMCS_GUEST_IDTR_BASE = 0x6818,
-    VMCS_GUEST_DR7 = 0x681a,
-    VMCS_GUEST_DEBUG_EXC = 0x6822,
-    VMCS_GUEST_SYSENTER_ESP = 0x6824,
-    VMCS_GUEST_SYSENTER_EIP = 0x6826
-};
-
-/* Segments in the order of the VMCS fields, which are 2 apart. */
-enum x86_segment { SEGMENT_ES, SEGMENT_CS, SEGMENT_SS, SEGMENT_DS, SEGMENT_FS, SEGMENT_GS, SEGMENT_LDTR, SEGMENT_TR };
-
-enum { SEGMENT_UNUSABLE = 0x10000 }; /* in a segment's access rights */
-
-enum hv_vmx_capability { /* what hv_vmx_read_capability tells: low half must be 1, high half may be */
-    HV_VMX_CAP_PINBASED = 0,
-    HV_VMX_CAP_PROCBASED = 1,
-    HV_VMX_CAP_PROCBASED2 = 2,
-    HV_VMX_CAP_ENTRY = 3,
-    HV_VMX_CAP_EXIT = 4
-};
-
-enum { PIN_INTR = 1 << 0, PIN_NMI = 1 << 3, PIN_VIRTUAL_NMI = 1 << 5 };
-enum {
-    CPU_IRQ_WINDOW = 1 << 2,
-    CPU_TSC_OFFSET = 1 << 3,
-    CPU_HLT = 1 << 7,
-    CPU_MWAIT = 1 << 10,
-    CPU_RDPMC = 1 << 11,
-    CPU_CR8_LOAD = 1 << 19,
-    CPU_CR8_STORE = 1 << 20,
-    CPU_MOV_DR = 1 << 23,
-    CPU_UNCONDITIONAL_IO = 1 << 24,
-    CPU_MONITOR_TRAP = 1 << 27,
-    CPU_MSR_BITMAPS = 1 << 28,
-    CPU_MONITOR = 1 << 29
-};
-#define CPU_SECONDARY (1u << 31)
-enum { CPU2_EPT = 1 << 1, CPU2_RDTSCP = 1 << 3, CPU2_VPID = 1 << 5, CPU2_UNRESTRICTED = 1 << 7, CPU2_INVPCID = 1 << 12 };
-enum { ENTRY_IA32E = 1 << 9, ENTRY_LOAD_PAT = 1 << 14, ENTRY_LOAD_EFER = 1 << 15 };
-
-#define CR0_PE (UINT64_C(1) << 0)
-#define CR0_TS (UINT64_C(1) << 3)
-#define CR0_ET (UINT64_C(1) << 4)
-#define CR0_NE (UINT64_C(1) << 5)
-#define CR0_WP (UINT64_C(1) << 16)
-#define CR0_NW (UINT64_C(1) << 29)
-#define CR0_CD (UINT64_C(1) << 30)
-#define CR0_PG (UINT64_C(1) << 31)
-#define CR4_PAE (UINT64_C(1) << 5)
-#define CR4_LA57 (UINT64_C(1) << 12)
-#define CR4_VMXE (UINT64_C(1) << 13)
-#define CR4_PCIDE (UINT64_C(1) << 17)
-#define CR4_OSXSAVE (UINT64_C(1) << 18)
-#define CR4_SMAP (UINT64_C(1) << 21)
-#define EFER_SCE (UINT64_C(1) << 0)
-#define EFER_LME (UINT64_C(1) << 8)
-#define EFER_LMA (UINT64_C(1) << 10)
-#define EFER_NXE (UINT64_C(1) << 11)
-#define RFLAGS_DF (UINT64_C(1) << 10)
-#define RFLAGS_TF (UINT64_C(1) << 8)
-#define RFLAGS_IF (UINT64_C(1) << 9)
-#define RFLAGS_RF (UINT64_C(1) << 16)
-#define RFLAGS_AC (UINT64_C(1) << 18)
-#define RFLAGS_ARITHMETIC UINT64_C(0x8d5) /* OF SF ZF AF PF CF */
-
-enum { VECTOR_DB = 1, VECTOR_BP = 3, VECTOR_OF = 4, VECTOR_UD = 6, VECTOR_GP = 13, VECTOR_PF = 14 };
-
-/* The interruption-information word: SDM volume 3, 25.8.3. */
-#define EVENT_VALID (1u << 31)
-#define EVENT_HAS_CODE (1u << 11)
-#define EVENT_TYPE 0x700u
-enum { EVENT_EXTERNAL = 0 << 8, EVENT_EXCEPTION = 3 << 8, EVENT_SOFT_INTERRUPT = 4 << 8, EVENT_PRIVILEGED = 5 << 8,
-       EVENT_SOFT_EXCEPTION = 6 << 8 };
+#include "hvf_x86_64_constants.h"
+#include "hvf_x86_64_instruction.h"
+#include "rift_xsave.h"
 
 /* What waits to be finished: rift_hvf_x86.open. */
 enum x86_open { OPEN_NOTHING, OPEN_IN, OPEN_INS, OPEN_MMIO, OPEN_RDMSR, OPEN_WRMSR, OPEN_HYPERCALL };
-
-/* -- instructions that access memory ------------------------------------------------------------------ */
-
-enum x86_operation {
-    OP_NONE,
-    OP_LOAD,         /* register = memory, zero-extended */
-    OP_LOAD_SIGNED,  /* register = memory, sign-extended */
-    OP_LOAD_VECTOR,  /* vector register = memory, the rest zero */
-    OP_STORE,        /* memory = register */
-    OP_STORE_VECTOR, /* memory = vector register */
-    OP_STORE_IMMEDIATE,
-    OP_STORE_FLAG,   /* SETcc; `condition` */
-    OP_ADD, OP_OR, OP_ADC, OP_SBB, OP_AND, OP_SUB, OP_XOR, OP_COMPARE, OP_TEST, /* 7 to 14, as `direction` says */
-    OP_INCREMENT, OP_DECREMENT, OP_NOT, OP_NEGATE,
-    OP_EXCHANGE, OP_EXCHANGE_ADD, OP_COMPARE_EXCHANGE,
-    OP_BIT_TEST, OP_BIT_SET, OP_BIT_RESET, OP_BIT_COMPLEMENT, /* with the bit number in `immediate` */
-    OP_MOVE_STRING, OP_STORE_STRING, OP_LOAD_STRING, OP_INPUT_STRING, OP_OUTPUT_STRING
-};
-
-/* Where the other operand of an arithmetic operation is, and where its result goes. */
-enum x86_direction { TO_MEMORY_FROM_REGISTER, TO_MEMORY_FROM_IMMEDIATE, TO_REGISTER_FROM_MEMORY };
-
-#define NO_REGISTER 0xFF
-
-struct x86_instruction {
-    uint8_t length;
-    uint8_t operation; /* enum x86_operation */
-    uint8_t direction; /* enum x86_direction */
-    uint8_t size;      /* of the access: 1, 2, 4, 8 or 16 bytes */
-    uint8_t width;     /* of the register: 1, 2, 4, 8 or 16 bytes */
-    uint8_t reg;       /* 0 to 15, the manual's encoding */
-    uint8_t high;      /* the register is AH, CH, DH or BH */
-    uint8_t condition; /* of SETcc: the low 4 bits of the opcode */
-    uint8_t repeated;  /* REP */
-    uint8_t address_size; /* 4 or 8 */
-    uint8_t segment;   /* enum x86_segment that the address uses */
-    uint8_t base, index, scale; /* registers, or NO_REGISTER; scale as a shift */
-    uint8_t rip_relative;
-    uint64_t immediate;    /* sign-extended */
-    uint64_t displacement; /* sign-extended; the whole address of the MOVs with an absolute one */
-};
-
-/* Decodes a 64-bit mode instruction that accesses memory, from at most `bytes` (15) bytes. Returns 0; 1: more
- * bytes are needed; -1: it is none that can be carried out here. */
-int rift_hvf_x86_instruction(const uint8_t *code, uint32_t bytes, struct x86_instruction *instruction);
-
-/* The result of an arithmetic operation on `size` bytes, and its flags in *flags (RFLAGS_ARITHMETIC). */
-uint64_t rift_hvf_x86_arithmetic(uint32_t operation, uint32_t size, uint64_t left, uint64_t right, uint64_t *flags);
-
-/* Whether condition code `condition` holds: SDM volume 1, appendix B. */
-int rift_hvf_x86_condition(uint32_t condition, uint64_t flags);
 
 /* -- the state of a vCPU ------------------------------------------------------------------------------ */
 
@@ -192,6 +21,7 @@ extern const uint32_t rift_hvf_x86_msrs[X86_MSR_COUNT];
 struct rift_hvf_x86 {
     uint32_t cpu_based;      /* what CTRL_CPU_BASED has without debugging and windows */
     uint32_t cpu_may;        /* bits of it that may be 1 */
+    uint32_t cpu_based2;
     uint32_t entry_controls; /* what CTRL_VMENTRY_CONTROLS has, but for IA32E */
     uint32_t entry_may;
     uint64_t cr8, pat, apic_base;  /* registers that the framework does not keep */
@@ -212,6 +42,7 @@ struct rift_hvf_x86 {
     uint64_t access_gpa;
     uint64_t access_words[2]; /* read so far, or still to be written */
     uint32_t access_part;     /* of a 16-byte access: 0 or 1 */
+    uint32_t access_reading;  /* the answer is what was read; else the second half of a store is to come */
     /* debugging: the host's points, and the guest's own DR0 to DR3 and DR7 meanwhile */
     uint32_t debug_step, debug_software, debug_count, debug_active;
     uint64_t debug_address[4], debug_control, guest_debug[5];
@@ -221,6 +52,8 @@ struct rift_hvf_x86 {
 static inline struct rift_hvf_x86 *x86_of(const struct rift_hvf_cpu *cpu) {
     return cpu->state;
 }
+
+enum x86_access { ACCESS_READ = 0, ACCESS_WRITE = 2, ACCESS_FETCH = 16 }; /* the bits of a #PF's error code */
 
 /* -- hvf_x86_64.c: calls, controls --------------------------------------------------------------------- */
 
@@ -270,6 +103,8 @@ int rift_hvf_x86_complete(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_
 int rift_hvf_x86_advance(struct rift_hvf_cpu *cpu, uint32_t length, struct rift_error *error);
 /* An exception of the guest at the instruction that exited. Returns RIFT_HVF_REENTER. */
 int rift_hvf_x86_raise(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code, uint32_t code);
+/* Has an event that was being delivered when the exit occurred delivered again; *delivering says whether one was. */
+int rift_hvf_x86_requeue(struct rift_hvf_cpu *cpu, int *delivering, struct rift_error *error);
 /* The privilege level, 0 to 3. */
 int rift_hvf_x86_privilege(const struct rift_hvf_cpu *cpu, uint32_t *level, struct rift_error *error);
 int rift_hvf_x86_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
@@ -278,7 +113,7 @@ int rift_hvf_x86_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code,
 /* -- hvf_x86_64_io.c, hvf_x86_64_mmio.c: accesses to ports and to guest-physical addresses without memory ---- */
 
 int rift_hvf_x86_exit_io(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
-int rift_hvf_x86_complete_io(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_error *error);
+int rift_hvf_x86_complete_io(struct rift_hvf_cpu *cpu, uint64_t value, int string, struct rift_error *error);
 int rift_hvf_x86_exit_ept(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
 int rift_hvf_x86_complete_mmio(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_exit *exit,
                                struct rift_error *error);
@@ -294,9 +129,15 @@ int rift_hvf_x86_write_operand(const struct rift_hvf_cpu *cpu, uint32_t encoding
 int rift_hvf_x86_string_step(struct rift_hvf_cpu *cpu, const struct x86_instruction *instruction, int source,
                              int destination, struct rift_error *error);
 
-/* -- hvf_x86_64_memory.c: the guest's memory as its own code sees it ------------------------------------ */
+/* The linear address in RSI, or RDI. */
+int rift_hvf_x86_string_address(const struct rift_hvf_cpu *cpu, const struct x86_instruction *instruction,
+                                uint32_t number, uint64_t *linear, struct rift_error *error);
+/* Copies the element of x86->instruction at RSI or RDI; `check`: only sees whether that would work. Returns as
+ * rift_hvf_x86_copy; a page fault is queued for the guest. */
+int rift_hvf_x86_string_memory(struct rift_hvf_cpu *cpu, uint32_t number, uint64_t *value, enum x86_access access,
+                               int check, struct rift_error *error);
 
-enum x86_access { ACCESS_READ = 0, ACCESS_WRITE = 2, ACCESS_FETCH = 16 }; /* the bits of a #PF's error code */
+/* -- hvf_x86_64_memory.c: the guest's memory as its own code sees it ------------------------------------ */
 
 /* The instruction at x86->rip: as many of 15 bytes as can be read. */
 int rift_hvf_x86_fetch(const struct rift_hvf_cpu *cpu, uint8_t code[15], uint32_t *bytes, struct rift_error *error);
