@@ -187,8 +187,22 @@ static int has_rep(const uint8_t *code, unsigned count) {
     return 0;
 }
 
-/* KVM's emulator has moved RSI, RCX and, at the last element, RIP. */
-static int take_back_outs(struct vcpu *vcpu, unsigned size, uint64_t *qualification) {
+/* Puts the registers back in front of the OUT that ends at RIP. Returns its length, 0 if there is none. */
+static uint32_t step_back_over_out(struct vcpu *vcpu, unsigned size, unsigned port, uint64_t value) {
+    uint8_t code[3];
+    if (cut(vcpu->registers[R_RAX], size) != value)
+        return 0;
+    for (unsigned count = 1; count <= 3; ++count)
+        if (guest_bytes(vcpu, vcpu->registers[R_RIP] - count, code, count) == count &&
+            is_out(vcpu, code, count, size, port)) {
+            vcpu->registers[R_RIP] -= count;
+            return count;
+        }
+    return 0;
+}
+
+/* The same for OUTS: the emulator has moved RSI and RCX, and RIP if there is no REP. */
+static uint32_t step_back_over_outs(struct vcpu *vcpu, unsigned size, uint64_t *qualification) {
     uint64_t *r = vcpu->registers;
     uint8_t code[4];
     for (unsigned behind = 0; behind < 2; ++behind)
@@ -197,48 +211,51 @@ static int take_back_outs(struct vcpu *vcpu, unsigned size, uint64_t *qualificat
             if (guest_bytes(vcpu, start, code, count) != count || !is_outs(code, count, size))
                 continue;
             const int rep = has_rep(code, count);
-            if (!behind && (!rep || r[R_RCX] == 0))
+            if (!behind && !rep) /* a REP stays at its instruction even when RCX has come to 0 */
                 continue;
             r[R_RIP] = start;
             r[R_RSI] += r[R_RFLAGS] & 1 << 10 ? size : -(uint64_t)size;
             if (rep)
                 r[R_RCX] += 1;
             *qualification |= 1 << 4 | (rep ? 1 << 5 : 0);
-            vcpu->general_changed = 1;
-            return 0;
+            return count;
         }
-    return -1;
+    return 0;
+}
+
+/* KVM's emulator has finished an OUT when it exits, others have not: then finishing it moves RIP. */
+static int translate_out(struct vcpu *vcpu, unsigned size, unsigned port, uint64_t qualification) {
+    struct kvm_run *run = vcpu->run;
+    uint64_t value = 0;
+    memcpy(&value, (uint8_t *)run + run->io.data_offset, size);
+    if (state_load_general(vcpu))
+        return HV_ERROR;
+    uint32_t length = step_back_over_out(vcpu, size, port, value);
+    if (!length)
+        length = step_back_over_outs(vcpu, size, &qualification);
+    if (length) {
+        vcpu->general_changed = 1;
+        if (finish(vcpu))
+            return HV_ERROR;
+    } else if (take_back(vcpu, &length) || !length) {
+        fprintf(stderr, "stand-in: no OUT at %#lx, RCX %#lx, RSI %#lx, size %u\n", (unsigned long)vcpu->registers[R_RIP], (unsigned long)vcpu->registers[R_RCX], (unsigned long)vcpu->registers[R_RSI], size);
+        return HV_ERROR;
+    }
+    exit_set(vcpu, REASON_IO, qualification, length);
+    return HV_SUCCESS;
 }
 
 static int translate_io(struct vcpu *vcpu) {
     struct kvm_run *run = vcpu->run;
-    const unsigned size = run->io.size, port = run->io.port, in = run->io.direction == KVM_EXIT_IO_IN;
-    uint64_t qualification = (size - 1) | (in ? 8 : 0) | (uint64_t)port << 16;
-    uint32_t length = 0;
-    uint8_t code[3];
-    if (in) {
-        memset((uint8_t *)run + run->io.data_offset, 0, (size_t)size * run->io.count);
-        if (take_back(vcpu, &length))
-            return HV_ERROR;
-        exit_set(vcpu, REASON_IO, qualification, length);
-        return HV_SUCCESS;
-    }
+    const unsigned size = run->io.size, port = run->io.port;
+    const uint64_t qualification = (size - 1) | (uint64_t)port << 16;
+    uint32_t length;
+    if (run->io.direction != KVM_EXIT_IO_IN)
+        return translate_out(vcpu, size, port, qualification);
+    memset((uint8_t *)run + run->io.data_offset, 0, (size_t)size * run->io.count);
     if (take_back(vcpu, &length))
         return HV_ERROR;
-    if (!length) { /* finished already: RIP is behind it */
-        for (unsigned count = 1; count <= 3 && !length; ++count)
-            if (guest_bytes(vcpu, vcpu->registers[R_RIP] - count, code, count) == count &&
-                is_out(vcpu, code, count, size, port))
-                length = count;
-        if (length) {
-            vcpu->registers[R_RIP] -= length;
-            vcpu->general_changed = 1;
-        } else if (take_back_outs(vcpu, size, &qualification)) {
-            fprintf(stderr, "stand-in: no OUT ends at %#lx\n", (unsigned long)vcpu->registers[R_RIP]);
-            return HV_ERROR;
-        }
-    }
-    exit_set(vcpu, REASON_IO, qualification, length);
+    exit_set(vcpu, REASON_IO, qualification | 8, length);
     return HV_SUCCESS;
 }
 
