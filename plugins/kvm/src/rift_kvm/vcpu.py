@@ -11,8 +11,8 @@ from rift_core.errors import ForkedMachineError, HypervisorError, StateError, Un
 from rift_core.exits import Exit, ExitKind
 from rift_core.forks import WHOLE
 from rift_core.interrupts import HELD
+from rift_core.register_batches import Batches
 from rift_kvm.errors import check, ffi, lib, new_error, raise_error
-from rift_kvm.registers import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

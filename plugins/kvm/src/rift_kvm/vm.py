@@ -13,8 +13,8 @@ from rift_core.forks import WHOLE
 from rift_core.host_memory import buffer_address
 from rift_core.interrupts import HELD
 from rift_core.memory import Permission
+from rift_core.register_batches import RegisterTable
 from rift_kvm.errors import check, ffi, lib, new_error, raise_error
-from rift_kvm.registers import RegisterTable
 from rift_kvm.vcpu import KvmVCpu
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class _Shared:
         error = new_error()
         if not lib.rift_kvm_binding_check(binding):
             raise HypervisorError("rift_kvm_binding", 0, f"it is of version {binding.version}, not of this backend's")
-        self.registers = RegisterTable(binding)
+        self.registers = RegisterTable(ffi, binding.registers, binding.register_count)
         descriptor = check(lib.rift_kvm_device_open(device.encode(), error), error)
         try:
             size = ffi.new("size_t *", _DESCRIPTION_BYTES)

@@ -1,4 +1,9 @@
-"""Batches of registers by name: names are resolved once, and then it is one native call a batch."""
+"""Batches of registers by name, for backends with a native piece: names are resolved once, and then it is one
+native call a batch.
+
+The native piece numbers its registers by their place in a table of rows with ``name`` and ``bits``; a batch is an
+array of these ids and an array of 64-bit words. A register of more than 64 bits takes several words.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from rift_core.errors import HypervisorError
-from rift_kvm.errors import ffi
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,16 +21,20 @@ _MOST_BATCHES = 256
 
 
 class RegisterTable:
-    """A binding's registers: ids and widths by name."""
+    """A binding's registers: ids and widths by name.
 
-    def __init__(self, binding: Any) -> None:
-        rows = [binding.registers[at] for at in range(binding.register_count)]
-        self.ids = {ffi.string(row.name).decode(): at for at, row in enumerate(rows)}
-        self.bits = [int(row.bits) for row in rows]
+    :param ffi: cffi's object of the native piece.
+    :param rows: a C array of structs with ``name`` and ``bits``; ``count`` of them.
+    """
+
+    def __init__(self, ffi: Any, rows: Any, count: int) -> None:
+        self.ffi = ffi
+        self.ids = {ffi.string(rows[at].name).decode(): at for at in range(count)}
+        self.bits = [int(rows[at].bits) for at in range(count)]
 
 
 class Batch:
-    """Native buffers for one tuple of names. A register of more than 64 bits takes several words."""
+    """Native buffers for one tuple of names."""
 
     __slots__ = ("count", "ids", "names", "packing", "table", "view", "wide", "words")
 
@@ -39,9 +47,9 @@ class Batch:
         self.table = table
         self.names = names
         self.count = len(names)
-        self.ids = ffi.new("uint32_t[]", [table.ids[name] for name in names] or 1)
-        self.words = ffi.new("uint64_t[]", max(sum(sizes), 1))
-        self.view = memoryview(ffi.buffer(self.words))
+        self.ids = table.ffi.new("uint32_t[]", [table.ids[name] for name in names] or 1)
+        self.words = table.ffi.new("uint64_t[]", max(sum(sizes), 1))
+        self.view = memoryview(table.ffi.buffer(self.words))
         self.packing = struct.Struct("<" + "".join("Q" if size == 1 else f"{8 * size}s" for size in sizes))
         self.wide = tuple((at, 8 * size) for at, size in enumerate(sizes) if size > 1)
 
