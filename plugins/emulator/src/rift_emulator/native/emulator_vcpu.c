@@ -138,10 +138,14 @@ static int change_regions(struct rift_emulator_vcpu *vcpu, struct rift_emulator_
         if (contains(vcpu->mapped, vcpu->mapped_count, region))
             continue;
         rift_emulator_devices_clear(vcpu, region->gpa, region->bytes);
-        uint32_t permissions = UNICORN_READ | UNICORN_EXECUTE | (region->writable ? UNICORN_WRITE : 0u);
-        int status = unicorn.mem_map_ptr(engine, region->gpa, region->bytes, permissions, region->host);
+        uint32_t read_only = UNICORN_READ | UNICORN_EXECUTE, all = read_only | UNICORN_WRITE;
+        int status = unicorn.mem_map_ptr(engine, region->gpa, region->bytes, all, region->host);
         if (status)
             return rift_emulator_engine_error(error, status, "uc_mem_map_ptr");
+        /* Only a change makes the engine discard what an allowed store writes there. */
+        status = region->writable ? 0 : unicorn.mem_protect(engine, region->gpa, region->bytes, read_only);
+        if (status)
+            return rift_emulator_engine_error(error, status, "uc_mem_protect");
         vcpu->mapped[vcpu->mapped_count] = *region;
         vcpu->mapped_count += 1;
     }

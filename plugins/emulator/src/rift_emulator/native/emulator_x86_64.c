@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 /* UC_CPU_X86_ICELAKE_SERVER: SMEP, SMAP, FSGSBASE, BMI, LA57, 1 GiB pages; the engine hides what it cannot do. */
-#define CPU_MODEL 44
+#define CPU_MODEL 26
 
 static int setup(struct rift_emulator_cpu *cpu, struct rift_error *error) {
     struct x86 *x86 = calloc(1, sizeof(*x86));
