@@ -250,6 +250,16 @@ class Machine:
         """
         return self._engine.pause(timeout)
 
+    def atomic(self) -> AbstractContextManager[None]:
+        """A ``with`` block in which the host may read and write guest words as one atomic step.
+
+        For backends whose vCPUs run one at a time: no vCPU is in the guest during the block. On a hypervisor it
+        does nothing, and costs as much: there the host's own atomic instructions serve, or the guest's protocol.
+        Keep it short, and wait for no guest in it.
+        """
+        self._engine.check_open()
+        return self._engine.vm.atomic()
+
     # -- extensions ------------------------------------------------------------------------------
 
     def extension(self, name: str) -> Any:

@@ -128,9 +128,7 @@ class EmulatorVCpu:
         given = code is not None
         status = -1
         if vector >= 0:
-            status = lib.rift_emulator_vcpu_inject(
-                self._native, vector, given, (code or 0) & 0xFFFF_FFFF, self._error
-            )
+            status = lib.rift_emulator_vcpu_inject(self._native, vector, given, (code or 0) & 0xFFFF_FFFF, self._error)
         if status < 0:
             raise HypervisorError("inject_exception", 0, f"{vector} is not the vector of an exception")
 
@@ -160,9 +158,7 @@ class EmulatorVCpu:
         points = [(address & _MASK, 1, lib.RIFT_EMULATOR_EXECUTE) for address in breakpoints]
         points += [(w.address & _MASK, w.size, _WATCHES[w.access]) for w in watchpoints]
         array = ffi.new("struct rift_emulator_debug_point[]", points or 1)
-        status = lib.rift_emulator_vcpu_debug(
-            self._native, single_step, software, len(points), array, self._error
-        )
+        status = lib.rift_emulator_vcpu_debug(self._native, single_step, software, len(points), array, self._error)
         if status == 0:
             return
         if self._error.code == _ENOSPC:

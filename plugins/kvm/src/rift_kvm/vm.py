@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rift_core.backend import Binding
@@ -18,6 +19,8 @@ from rift_kvm.errors import check, ffi, lib, new_error, raise_error
 from rift_kvm.vcpu import KvmVCpu
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from rift_core.backend import VmSpec
     from rift_core.exits import ExitHandler, ExitKind
     from rift_core.memory import Gpa, MemoryRegion
@@ -199,6 +202,10 @@ class KvmVm:
         with self.lock:
             self._check_open()
             check(lib.rift_kvm_vm_flush(self.native, self._error), self._error)
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """Nothing: the CPU's atomic instructions work across host and guest."""
+        return nullcontext()
 
     def install(self, handler: ExitHandler) -> None:
         """Install ``handler.native``; before the first vCPU is created.
