@@ -58,6 +58,8 @@ class ProbeResult:
     ``reason`` is one sentence; ``remedy`` says what to do where it does not work. ``isas`` are the guest
     ISAs that it can run here; empty: every one that a binding is installed for. ``machine`` names the kind
     of machine for the list of expected gaps (``kvm-pvm``, ``kvm-svm``, ``kvm-vmx``, ``fake``, ...).
+    ``emulated``: guests run on a software CPU, slower than on a hypervisor, and not isolated from the host by
+    hardware; users are told.
     """
 
     available: bool
@@ -69,6 +71,7 @@ class ProbeResult:
     capabilities: frozenset[str] = frozenset()
     exit_kinds: frozenset[ExitKind] = frozenset()
     machine: str = ""
+    emulated: bool = False
     checks: tuple[Check, ...] = ()
 
 

@@ -124,6 +124,21 @@ class Machine:
         return self._assembly.backend.why
 
     @property
+    def notices(self) -> list[str]:
+        """What the user should know of the backend, a line each: why no hardware runs the guest, and what that means."""
+        backend = self._assembly.backend
+        if not backend.probe.emulated:
+            return []
+        name = backend.entry.info.name
+        lines = []
+        if backend.passed_over:
+            reasons = "; ".join(problem.splitlines()[0] for problem in backend.passed_over)
+            lines.append(f"runs on the software CPU of backend {name} ({reasons})")
+        if any(thread.privilege == "user" for thread in self._assembly.config.threads):
+            lines.append(f"backend {name} is no security boundary: run hostile code on a hypervisor")
+        return lines
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """What the backend can do here."""
         return self._engine.vm.capabilities

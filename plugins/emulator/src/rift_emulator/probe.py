@@ -137,6 +137,7 @@ def _probe(config: EmulatorConfig) -> ProbeResult:
         capabilities=capabilities_of(config),
         exit_kinds=exit_kinds_of(config),
         machine="emulator",
+        emulated=True,
         checks=(
             found,
             Check(
