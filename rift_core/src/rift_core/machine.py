@@ -124,6 +124,21 @@ class Machine:
         return self._assembly.backend.why
 
     @property
+    def notices(self) -> list[str]:
+        """What the user should know of the backend, a line each: why no hardware runs the guest, and what that means."""
+        backend = self._assembly.backend
+        if not backend.probe.emulated:
+            return []
+        name = backend.entry.info.name
+        lines = []
+        if backend.passed_over:
+            reasons = "; ".join(problem.splitlines()[0] for problem in backend.passed_over)
+            lines.append(f"runs on the software CPU of backend {name} ({reasons})")
+        if any(thread.privilege == "user" for thread in self._assembly.config.threads):
+            lines.append(f"backend {name} is no security boundary: run hostile code on a hypervisor")
+        return lines
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """What the backend can do here."""
         return self._engine.vm.capabilities
@@ -250,6 +265,16 @@ class Machine:
         :raises TimeoutError: an exit handler did not return in ``timeout`` seconds.
         """
         return self._engine.pause(timeout)
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """A ``with`` block in which the host may read and write guest words as one atomic step.
+
+        For backends whose vCPUs run one at a time: no vCPU is in the guest during the block. On a hypervisor it
+        does nothing, and costs as much: there the host's own atomic instructions serve, or the guest's protocol.
+        Keep it short, and wait for no guest in it.
+        """
+        self._engine.check_open()
+        return self._engine.vm.atomic()
 
     # -- extensions ------------------------------------------------------------------------------
 

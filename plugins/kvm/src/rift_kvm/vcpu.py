@@ -147,6 +147,13 @@ class KvmVCpu:
                 raise HypervisorError("inject_exception", 0, f"{vector} is not the vector of an exception")
             raise_error(self._error)
 
+    def inject_interrupt(self, vector: int) -> None:
+        """Not here: without an interrupt controller nobody tells when the guest takes interrupts.
+
+        :raises UnsupportedError: always.
+        """
+        self._require("inject_interrupt")
+
     def set_debug(
         self,
         *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from rift_kvm.errors import check, ffi, lib, new_error, raise_error
 from rift_kvm.vcpu import KvmVCpu
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from rift_core.backend import VmSpec
     from rift_core.exits import ExitHandler, ExitKind
     from rift_core.memory import Gpa, MemoryRegion
@@ -207,6 +210,10 @@ class KvmVm:
         with self.lock:
             self._check_open()
             lib.rift_kvm_vm_code_changed(self.native, guest_address, size)
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """Nothing: the CPU's atomic instructions work across host and guest."""
+        return nullcontext()
 
     def install(self, handler: ExitHandler) -> None:
         """Install ``handler.native``; before the first vCPU is created.

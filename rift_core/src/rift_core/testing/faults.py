@@ -28,6 +28,7 @@ CALLS = frozenset(
         "write_registers",
         "run",
         "inject_exception",
+        "inject_interrupt",
         "set_debug",
         "save",
         "restore",
