@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import subprocess
 import sys
@@ -13,10 +14,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rift_core import ForkedMachineError, Machine, PluginUnavailableError, StateError, open_machine
+from rift_core import (
+    ForkedMachineError,
+    GuestFaultError,
+    Machine,
+    PluginUnavailableError,
+    RiftError,
+    StateError,
+    open_machine,
+)
 from rift_core.testing.leaks import no_leaks
+from rift_core.testing.tools import require_machine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ADD = bytes.fromhex("488d0437c3")  # lea rax, [rdi+rsi]; ret
@@ -90,6 +101,54 @@ def test_a_dropped_machine_is_collected_with_its_spinning_thread() -> None:
         gc.collect()
         time.sleep(0.01)
     assert engine() is None
+
+
+class Broken(io.RawIOBase):
+    """A stream that takes nothing."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        raise OSError("it is full")
+
+
+def ask_twice(machine: Machine) -> None:
+    thread = machine.thread().start()
+    with pytest.raises(GuestFaultError) as first:
+        thread.join(20)
+    with pytest.raises(GuestFaultError) as second:
+        thread.join(20)
+    assert str(first.value) == str(second.value)
+    assert first.value.report is second.value.report
+    thread.join(20)
+
+
+def uses() -> dict[str, Callable[[Machine], object]]:
+    """Uses of a machine that end with an exception; what is raised refers to the frames it came through."""
+    spin, fault = SPIN, bytes.fromhex("0f0b")  # jmp $; ud2
+    put = bytes.fromhex("c7042508000070 78000000 c3")  # mov dword [0x70000008], 'x'; ret
+    return {
+        "a call that takes too long": lambda m: m.call(m.load_code(spin), timeout=0.01),
+        "a call that faults": lambda m: m.call(m.load_code(fault)),
+        "a thread that faults": lambda m: m.thread().start().join(20),
+        "a thread that faults, asked twice": ask_twice,
+        "a stream that refuses": lambda m: m.call(m.load_code(put), restype=None),
+        "a symbol that is not there": lambda m: m.call("nothing"),
+    }
+
+
+@pytest.mark.parametrize("name", uses())
+def test_what_was_raised_does_not_keep_a_dropped_machine(name: str) -> None:
+    def use() -> weakref.ref[Machine]:
+        machine = require_machine(lambda: open_machine(code=bytes.fromhex("0f0b"), isa="x86_64", console=Broken()))
+        with pytest.raises((RiftError, TimeoutError)):
+            uses()[name](machine)
+        return weakref.ref(machine)
+
+    gone = use()
+    gc.collect()
+    assert gone() is None
 
 
 def drop_machines(count: int) -> None:
