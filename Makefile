@@ -3,9 +3,10 @@
 # make bench   the benchmarks, each beside its bare C twin
 # make native  rebuild the C parts in place
 # make lint    ruff and mypy only
+# make sanitize  the suites with every native piece under AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean   remove what the others made
 
-.PHONY: demo test bench native lint clean dev
+.PHONY: demo test bench native lint clean dev sanitize
 PYTEST_ARGS ?=
 
 demo:
@@ -26,6 +27,9 @@ lint: dev
 
 bench: dev
 	.venv/bin/python -m benchmarks
+
+sanitize: dev
+	.venv/bin/python tools/sanitize.py -q
 
 native: dev
 	for plugin in plugins/*/setup.py; do \
