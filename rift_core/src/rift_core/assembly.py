@@ -15,7 +15,7 @@ from rift_core.backend import Binding, CpuFeatures, Limits, ProbeResult, VmSpec
 from rift_core.binary import Binary, Segment
 from rift_core.dispatch import Dispatcher
 from rift_core.engine import Engine, GuestLimits
-from rift_core.errors import ConfigError, PluginUnavailableError, RiftError, SymbolNotFoundError
+from rift_core.errors import ConfigError, PluginNotFoundError, PluginUnavailableError, RiftError, SymbolNotFoundError
 from rift_core.guest_info import GuestInfo
 from rift_core.guest_memory import GuestMemory
 from rift_core.hooks import Hooks
@@ -138,13 +138,16 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
         if problem:
             raise PluginUnavailableError(problem)
         return ChosenBackend(entry, config.backend, probe, f"{name}: chosen by the configuration")
-    listed = os.environ.get("RIFT_BACKENDS")
-    order = [n.strip() for n in listed.split(",") if n.strip()] if listed else list(AUTO_BACKENDS)
+    listed = [n.strip() for n in os.environ.get("RIFT_BACKENDS", "").split(",") if n.strip()]
+    order = listed or list(AUTO_BACKENDS)
     problems: list[str] = []
     for name in order:
         if not listed and not catalog.has("backend", name):
             continue
-        entry = catalog.get("backend", name)
+        try:
+            entry = catalog.get("backend", name)
+        except PluginNotFoundError as error:
+            raise PluginNotFoundError(f"RIFT_BACKENDS={','.join(listed)}: {error}") from None
         section = entry.info.config()
         probe = _probe(entry, section)
         problem = _unfit(probe, name, isa)

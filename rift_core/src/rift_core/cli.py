@@ -15,7 +15,7 @@ OWN_COMMANDS = {
     "run": "Run a payload: a configuration, a C source, or an executable.",
     "build": "Compile a payload with the guest runtime.",
     "check": "Plan a machine without touching a hypervisor; show its memory.",
-    "inspect": "Show segments, symbols and format of an executable.",
+    "inspect": "Show format, segments, address space and symbols of an executable.",
     "plugins": "List what is installed.",
     "doctor": "Find out what works on this machine, and what to do about the rest.",
     "schema": "Print the JSON schema of rift.toml for the installed plugins.",
@@ -111,7 +111,7 @@ def _status_of_error(error: Exception) -> int | None:
     """The exit status that an error stands for; None for a bug, whose traceback is wanted."""
     from rift_core import errors
 
-    if isinstance(error, errors.ConfigError):
+    if isinstance(error, errors.ConfigError | errors.PluginNotFoundError):  # the latter: a name chosen by the user
         return STATUS_USAGE
     if isinstance(error, TimeoutError):
         return STATUS_TIME_LIMIT

@@ -299,10 +299,13 @@ class Engine:
                 raise
 
     def remove_region(self, guest_address: Gpa) -> None:
-        """Take a region from the guest; stale page-table entries then lead nowhere."""
+        """Take a region from the guest; stale page-table entries then lead nowhere.
+
+        :raises HypervisorError: the backend refused; nothing has changed then.
+        """
         with self.edits:
-            self.memory.remove(guest_address)
             self.vm.unmap_memory(guest_address)
+            self.memory.remove(guest_address)
 
     def _grow(self, size: int, name: str) -> None:
         size = align_up(max(size, HEAP), self.page)

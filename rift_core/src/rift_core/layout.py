@@ -257,8 +257,9 @@ def plan(
         mappings.append(Mapping(Gva(start), Gpa(at), end - start, permissions, segment.name))
         above = at + end - start
     if above > 1 << limits.gpa_bits:
+        asked = f" with memory.size = {ram_size:#x}" if ram_size is not None else ""
         raise MappingError(
-            f"the image needs guest-physical addresses up to {above:#x}; this hypervisor ends at "
+            f"the image{asked} needs guest-physical addresses up to {above:#x}; this hypervisor ends at "
             f"{1 << limits.gpa_bits:#x}"
         )
     if len(regions) > limits.max_slots:

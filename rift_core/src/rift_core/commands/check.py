@@ -86,14 +86,14 @@ def describe(assembly: Assembly) -> dict[str, Any]:
 
 def show(assembly: Assembly) -> None:
     """The plan as tables."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from rift_core.commands import output
     from rift_core.report import printable
 
     plan, binary = assembly.plan, assembly.binary
-    console = Console(highlight=False)
+    console = output.console()
     state = "available" if assembly.backend.probe.available else "not available here: assumed limits"
     facts = Table.grid(padding=(0, 2))
     facts.add_row(
@@ -117,9 +117,7 @@ def show(assembly: Assembly) -> None:
             f"stack {stack.virtual:#x}-{stack.virtual + stack.size:#x}",
         )
     console.print(facts)
-    table = Table(box=None, pad_edge=False)
-    for column in ("virtual", "end", "physical", "size", "access", "caching", "name"):
-        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=True)
+    table = output.table("virtual", "end", "physical", "size", "access", "caching", "name", right=("size",))
     for mapping in sorted(plan.mappings, key=lambda m: m.virtual):
         table.add_row(
             f"{mapping.virtual:#x}",

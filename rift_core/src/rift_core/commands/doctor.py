@@ -86,20 +86,17 @@ def command(as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"usable": usable, "checks": [asdict(check) for check in checks]}, indent=2))
         return 0 if usable else 1
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column("check", no_wrap=True)
-    table.add_column("finding")
+    from rift_core.commands import output
+
+    table = output.table("", "check", "finding")
     for check in checks:
         finding = escape(check.detail)
         if check.remedy and check.status != "pass":
             finding += f"\n-> {escape(check.remedy)}"
         table.add_row(f"[{_STYLES.get(check.status, '')}]{check.status}[/]", escape(check.name), finding)
-    console = Console(highlight=False)
+    console = output.console()
     console.print(table)
     console.print("guests can run here" if usable else "no backend can run guests here: see the remedies above")
     return 0 if usable else 1

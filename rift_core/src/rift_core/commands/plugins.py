@@ -58,14 +58,12 @@ def command(as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return 0
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("kind", "name", "version", "from", "status"):
-        table.add_column(column, no_wrap=column != "status")
+    from rift_core.commands import output
+
+    table = output.table("kind", "name", "version", "from", "status")
     for row in found:
         table.add_row(*(escape(row[key]) for key in ("kind", "name", "version", "distribution", "status")))
-    Console(highlight=False).print(table)
+    output.console().print(table)
     return 0
