@@ -15,7 +15,6 @@ from rift_loader_elf.structure import Names, file_offset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from rift_core.file_image import FileImage
     from rift_loader_elf.structure import Structure
