@@ -54,12 +54,16 @@ def host_isa() -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChosenBackend:
-    """The backend, what its probe said, and in one sentence why it was taken."""
+    """The backend, what its probe said, and in one sentence why it was taken.
+
+    ``passed_over``: nobody has named it, and these sentences say why those before it in the order were not taken.
+    """
 
     entry: CatalogEntry
     section: Section
     probe: ProbeResult
     why: str
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,9 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
         problem = _unfit(probe, name, isa)
         if not problem:
             passed = f"; {'; '.join(problems)}" if problems else ""
-            return ChosenBackend(entry, section, probe, f"{name}: {probe.reason}{passed}")
+            return ChosenBackend(
+                entry, section, probe, f"{name}: {probe.reason}{passed}", () if listed else tuple(problems)
+            )
         problems.append(problem)
     raise PluginUnavailableError(
         f"no backend can run {isa} code here\n" + "\n".join(f"  {p}" for p in problems or ["none is installed"])

@@ -15,9 +15,9 @@ ISA = {
     "x86_64": [
         "kvm_x86_64.c",
         "kvm_x86_64_exits.c",
-        "kvm_x86_64_fpu.c",
         "kvm_x86_64_groups.c",
         "kvm_x86_64_registers.c",
+        "rift_xsave.c",
     ],
     "aarch64": [
         "kvm_aarch64.c",
