@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine_code import NAMES
@@ -23,6 +23,8 @@ from rift_core.engine import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rift_core.backend import VCpu
 
     MakeMachine = Callable[..., Machine]
 
@@ -144,6 +146,36 @@ def test_pausing_holds_all_threads_until_the_end_of_the_block(run_code: MakeMach
         assert list(words) != before
     machine.kill()
     assert [t.join(10).reason for t in machine.threads] == ["killed", "killed"]
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(ExitKind.POWER_OFF, "power-off"), (ExitKind.RESET, "reset")])
+def test_a_guest_that_switches_the_machine_off_ends_all_its_threads(
+    run_code: MakeMachine, monkeypatch: pytest.MonkeyPatch, kind: ExitKind, reason: str
+) -> None:
+    machine = run_code("spin", threads=[{"name": "a"}, {"name": "b"}])
+    create = machine.engine.vm.create_vcpu
+
+    class SwitchingOff:
+        """A vCPU whose guest asks for it: real ones do on AArch64 only."""
+
+        def __init__(self, vcpu: VCpu) -> None:
+            self._vcpu = vcpu
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._vcpu, name)
+
+        def run(self, reply: int | None = None) -> Exit:
+            return Exit(kind)
+
+    other = machine.thread("b").start()
+    with pytest.raises(TimeoutError):
+        other.join(timeout=0.05)
+    monkeypatch.setattr(type(machine.engine.vm), "create_vcpu", lambda vm, index: SwitchingOff(create(index)))
+    assert machine.thread("a").start().join(10) == Stop(0, reason)
+    assert other.join(10) == Stop(0, reason)
+    monkeypatch.undo()
+    assert other.start().state == "running"  # the machine can be used again
+    other.kill()
 
 
 def test_an_unhandled_exception_is_a_report(run_code: MakeMachine) -> None:
