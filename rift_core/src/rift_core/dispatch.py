@@ -94,7 +94,8 @@ class Dispatcher:
     def answer(self, vcpu: VCpu, exit: Exit) -> ExitResult | None:
         """As :meth:`dispatch`, but None when nobody answers.
 
-        A HALT that nobody takes ends the thread with ``Stop(0, "halt")``, POWER_OFF and RESET with theirs.
+        A HALT that nobody takes ends the thread with ``Stop(0, "halt")``, POWER_OFF and RESET with theirs,
+        which :meth:`Context.loop` hands to all other threads of the machine as well.
         """
         kind = exit.kind
         if self._observers:

@@ -453,10 +453,11 @@ class Engine:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def end_all(self, outcome: Stop | BaseException) -> None:
-        """End every guest thread and call in progress."""
+    def end_all(self, outcome: Stop | BaseException, but: Context | None = None) -> None:
+        """End every guest thread and call in progress, ``but`` one."""
         for context in list(self.active):
-            context.end(outcome)
+            if context is not but:
+                context.end(outcome)
 
     def close(self) -> None:
         """End all guests, take the memory from them, release the VM. Twice is harmless.
