@@ -16,8 +16,8 @@ from rift_core import get_include
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from rift_core.machine import Machine
     from rift_core import memory
+    from rift_core.machine import Machine
 
 HERE = Path(__file__).parent
 

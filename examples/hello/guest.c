@@ -4,14 +4,14 @@
 
 static int exceptions;
 
-/* Runs on the CPU's exception path, in ring 0. Steps over the instruction that no CPU executes. */
+/* Runs on the CPU's exception path, in supervisor mode. Steps over the instruction that no CPU executes. */
 int rift_exception(uint64_t vector, uint64_t error, struct rift_frame *frame, uintptr_t fault_address) {
     (void)fault_address;
     if (rift_cause(vector, error) != RIFT_CAUSE_UNDEFINED_INSTRUCTION)
         return 0; /* not handled: the host reports it and ends the thread */
     ++exceptions;
     rift_printf("  exception %llu at %#llx: stepping over it\n", (unsigned long long)vector,
-                (unsigned long long)frame->rip);
+                (unsigned long long)*rift_frame_pc(frame));
     *rift_frame_pc(frame) += RIFT_UNDEFINED_BYTES;
     return 1;
 }
@@ -22,11 +22,10 @@ int add(int a, int b) {
 }
 
 int main(void) {
-    rift_printf("Hello from ring %u\n", rift_privilege_level());
-    rift_printf("  CS  = %#06x      code segment, privilege level in its two low bits\n", rift_read_cs());
-    rift_printf("  CR0 = %#010llx  protection, paging\n", (unsigned long long)rift_read_cr0());
-    rift_printf("  CR3 = %#010llx  page tables of this guest\n", (unsigned long long)rift_read_cr3());
-    rift_printf("  CR4 = %#010llx\n", (unsigned long long)rift_read_cr4());
+    rift_printf("Hello from %s\n", rift_privilege_name());
+    struct rift_system_value value;
+    for (unsigned index = 0; rift_system_value(index, &value); ++index)
+        rift_printf("  %-3s = %#010llx  %s\n", value.name, (unsigned long long)value.value, value.meaning);
     rift_printf("  main is at %p, the stack at %p\n", (void *)(uintptr_t)main, __builtin_frame_address(0));
 
     struct rift_walk walk;

@@ -1,6 +1,6 @@
 /* A guest that handles its own page faults: memory appears when it is touched, as in any operating system.
  *
- * `heap` is an address range that nothing is mapped at. The first touch of each page raises #PF; the handler
+ * `heap` is an address range that nothing is mapped at. The first touch of each page raises a page fault; the handler
  * takes a spare page, writes the page-table entry, and the instruction that faulted is executed again. */
 #include <rift_guest.h>
 
@@ -16,15 +16,15 @@ int rift_exception(uint64_t vector, uint64_t error, struct rift_frame *frame, ui
     if (rift_cause(vector, error) != RIFT_CAUSE_PAGE_FAULT)
         return 0;
     if (fault_address - (uintptr_t)heap >= PAGES * PAGE) {
-        rift_printf("  #PF at %#llx: not ours\n", (unsigned long long)fault_address);
+        rift_printf("  page fault at %#llx: not ours\n", (unsigned long long)fault_address);
         return 0; /* a wild pointer: the host makes a report of it */
     }
     const uint64_t page = rift_spare_page();
     if (!page || rift_map_page(fault_address, page, RIFT_READ | RIFT_WRITE))
         return 0;
     ++pages_mapped;
-    rift_printf("  #PF at %#llx (%s): mapped guest-physical %#llx\n", (unsigned long long)fault_address,
-                error & RIFT_PAGE_FAULT_WRITE ? "write" : "read", (unsigned long long)page);
+    rift_printf("  page fault at %#llx (%s): mapped guest-physical %#llx\n", (unsigned long long)fault_address,
+                rift_fault_access(vector, error) & RIFT_WRITE ? "write" : "read", (unsigned long long)page);
     return 1;
 }
 

@@ -127,8 +127,11 @@ def test_a_compile_error_is_passed_on_and_leaves_the_old_payload(make: Build, so
 
 def test_floating_point_without_simd_gets_a_hint(make: Build, source: Path, tmp_path: Path) -> None:
     source.write_text("double half(double x) { return x / 2; }\nint main(void) { return 0; }\n")
-    with pytest.raises(BuildError, match="--simd"):
+    if make.compiler == "zig":  # brings functions that compute it without
         make(source, tmp_path / "guest")
+    else:
+        with pytest.raises(BuildError, match="--simd"):
+            make(source, tmp_path / "guest")
     make(source, tmp_path / "guest", simd=True)
 
 
@@ -175,14 +178,14 @@ def test_a_payload_of_its_own_needs_no_runtime(make: Build, tmp_path: Path) -> N
 def test_what_cannot_be_built_is_refused_clearly(
     arguments: dict[str, object], message: str, source: Path, tmp_path: Path
 ) -> None:
-    given: dict[str, object] = {"sources": source, "output": tmp_path / "guest", "folder": X86_64}
+    given: dict[str, object] = {"sources": source, "output": tmp_path / "guest", "isa": "x86_64", "folder": X86_64}
     with pytest.raises(BuildError, match=message):
         build(**{**given, **arguments})  # type: ignore[arg-type]
 
 
 def test_the_source_is_never_overwritten(source: Path) -> None:
     with pytest.raises(BuildError, match="both source and output"):
-        build(source, source, folder=X86_64)
+        build(source, source, "x86_64", folder=X86_64)
 
 
 def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

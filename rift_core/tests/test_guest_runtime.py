@@ -163,7 +163,7 @@ def constants(names: list[str], tmp_path: Path) -> dict[str, int]:
     source.write_text(
         f"#include <rift_guest.h>\nint main(void) {{ return 0; }}\nunsigned long long values[] = {{\n{rows}\n}};\n"
     )
-    program = build(source, tmp_path / "constants", folder=X86_64).path
+    program = build(source, tmp_path / "constants", "x86_64", folder=X86_64).path
     from elftools.elf.elffile import ELFFile
 
     with program.open("rb") as file:
@@ -257,7 +257,7 @@ def payload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         """
     )
     options = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
-    return build(source, folder / "all", compiler=request.param, options=options, folder=X86_64).path
+    return build(source, folder / "all", "x86_64", compiler=request.param, options=options, folder=X86_64).path
 
 
 def disassembly(path: Path) -> list[tuple[int, str]]:

@@ -11,7 +11,7 @@ import platform
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rift_core.backend import Limits, ProbeResult, VmSpec
+from rift_core.backend import Binding, CpuFeatures, Limits, ProbeResult, VmSpec
 from rift_core.binary import Binary, Segment
 from rift_core.dispatch import Dispatcher
 from rift_core.engine import Engine, GuestLimits
@@ -30,7 +30,6 @@ from rift_core.thread import Thread
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rift_core.backend import Binding
     from rift_core.catalog import Catalog, CatalogEntry
     from rift_core.config import MachineConfig, ThreadConfig
     from rift_core.isa import Isa
@@ -55,12 +54,16 @@ def host_isa() -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChosenBackend:
-    """The backend, what its probe said, and in one sentence why it was taken."""
+    """The backend, what its probe said, and in one sentence why it was taken.
+
+    ``passed_over``: nobody has named it, and these sentences say why those before it in the order were not taken.
+    """
 
     entry: CatalogEntry
     section: Section
     probe: ProbeResult
     why: str
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,9 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
         problem = _unfit(probe, name, isa)
         if not problem:
             passed = f"; {'; '.join(problems)}" if problems else ""
-            return ChosenBackend(entry, section, probe, f"{name}: {probe.reason}{passed}")
+            return ChosenBackend(
+                entry, section, probe, f"{name}: {probe.reason}{passed}", () if listed else tuple(problems)
+            )
         problems.append(problem)
     raise PluginUnavailableError(
         f"no backend can run {isa} code here\n" + "\n".join(f"  {p}" for p in problems or ["none is installed"])
@@ -189,7 +194,9 @@ def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backen
     modules += [catalog.get("exit_handler", section.name).module for section in config.exit_handlers]
     modules += [catalog.get("extension", section.name).module for section in config.extensions]
     hooks = Hooks.for_modules(tuple(dict.fromkeys(modules)))
-    binding = hooks.binding(backend.entry.info.name, binary.isa)
+    binding = Binding(backend.entry.info.name, binary.isa)
+    if backend.probe.available:  # else nothing is going to be made, and it may exist on another host only
+        binding = hooks.binding(backend.entry.info.name, binary.isa)
     isa_section = config.isa if config.isa.name == binary.isa else isa_entry.info.config()
     isa = hooks.isa(isa_section, backend.probe.features)
     threads = [ThreadRequest(t.name, t.stack, t.privilege) for t in config.threads]
@@ -227,7 +234,12 @@ def check(config: MachineConfig, catalog: Catalog) -> Assembly:
     return assembly
 
 
-_ASSUMED = ProbeResult(False, "assumed", limits=Limits(max_slots=509, gpa_bits=36))
+_ASSUMED = ProbeResult(
+    False,
+    "assumed",
+    limits=Limits(max_slots=509, gpa_bits=36),
+    features=CpuFeatures(page_sizes=(0x1000, 0x4000, 0x20_0000, 0x200_0000)),  # AArch64: either granule
+)
 
 
 def entry_address(binary: Binary, entry: str | int | None, thread: str) -> Gva:
@@ -394,6 +406,7 @@ def _fill_guest_info(engine: Engine, threads: int) -> None:
     spare = engine.place_area("spare", SPARE_PAGES * engine.page, Permission.READ | Permission.WRITE)
     info = GuestInfo(
         doorbell=engine.doorbell,
+        page_size=engine.isa.page_sizes[0],
         tables_gva=engine.plan.tables.virtual,
         tables_gpa=engine.plan.tables.physical,
         tables_size=engine.plan.tables.size,

@@ -31,7 +31,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -42,7 +41,7 @@ from rift_core.files import SOURCE_SUFFIXES, is_source
 from rift_core.plugin import ENTRY_POINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 RUNTIME = Path(__file__).with_name("guest")
 """Folder of ``rift_guest.h``, of the sources behind it and of the linker scripts."""
@@ -306,7 +305,7 @@ def command_line(
 def build(
     sources: Path | str | Sequence[Path | str],
     output: Path | str,
-    isa: str = "x86_64",
+    isa: str | None = None,
     compiler: str | None = None,
     *,
     simd: bool = False,
@@ -325,6 +324,7 @@ def build(
     """Compile and link a payload. Nothing is cached; ``output`` is replaced only when all went well.
 
     :param sources: C (``.c``) and assembler (``.S``, ``.s``) files.
+    :param isa: whose code to make; this host's when None.
     :param simd: allow vector and floating-point registers; the vectors then save them.
     :param pie: make it relocatable (static PIE), to be loaded anywhere.
     :param optimize: what follows ``-O``.
@@ -358,6 +358,10 @@ def build(
         raise BuildError(f"doorbell {doorbell:#x} is not a page below 2 GiB")
     if not destination.parent.is_dir():
         raise BuildError(f"{destination.parent}: no such folder")
+    if isa is None:
+        from rift_core.assembly import host_isa
+
+        isa = host_isa()
     target = Target.read(isa, folder or isa_sources(isa))
     if base is not None and (base < 0 or base % target.page_size):
         raise BuildError(f"base {base:#x} is not a multiple of {target.page_size}")

@@ -129,9 +129,11 @@ def page_runs(segments: Iterable[Segment], page: int) -> list[_Run]:
     spans = [
         (s.address // page * page, align_up(s.address + s.memory_size, page), s) for s in segments if s.memory_size > 0
     ]
+    spans.sort(key=lambda span: span[0])
+    if all(one[1] <= other[0] for one, other in itertools.pairwise(spans)):
+        return [_Run(start, end, segment.permissions, [segment]) for start, end, segment in spans]
     cuts = sorted({edge for start, end, _ in spans for edge in (start, end)})
     runs: list[_Run] = []
-    spans.sort(key=lambda span: span[0])
     for start, end in itertools.pairwise(cuts):
         touching = [s for low, high, s in spans if low < end and start < high]
         if not touching:
@@ -226,7 +228,7 @@ def plan(
         ]
         tables_size = align_up(isa.tables_size([*mappings, *file_mappings]) + spare_tables, page)
         # The tables are mapped for the supervisor too, and that mapping needs tables itself.
-        tables_size += 0x4000 + align_up(tables_size // 256, page)
+        tables_size += 4 * page + align_up(tables_size // 256, page)
         tables_at = ram.take(tables_size, page)
         needed = ram.next - ram.base
         size = align_up(needed + HEAP, page) if ram_size is None else ram_size // page * page

@@ -37,6 +37,10 @@ SCTLR = (
 CPACR_FPEN = 3 << 20
 """Neither EL1 nor EL0 trap floating point and vectors."""
 
+SUPERVISOR_MARK = {"supervisor": 1, "user": 0}
+"""TPIDRRO_EL0, which EL0 can read and not write: no other register tells it its own exception level. The guest
+runtime goes by it."""
+
 CNTKCTL_EL0VCTEN = 1 << 1
 """User mode may read the virtual counter."""
 
@@ -78,7 +82,6 @@ def fixed_registers(geometry: Geometry) -> dict[str, int]:
             "mdscr_el1": 0,
             "contextidr_el1": 0,
             "tpidr_el0": 0,
-            "tpidrro_el0": 0,
             "tpidr_el1": 0,
             "esr_el1": 0,
             "far_el1": 0,

@@ -113,7 +113,8 @@ def _words(
             f"{syndrome.class_name(vector)} #{iss & 0xFFFF:#x} came back to the guest; PC is behind the instruction"
         ]
     if vector == syndrome.SYSTEM_REGISTER:
-        what = syndrome.trapped_register_words(iss)
+        code = _instruction(reader, registers["pc"])
+        what = syndrome.SystemOperation.of_instruction(code or 0) or syndrome.SystemOperation.of_syndrome(iss)
         return [f"{what} is a privileged operation, and this is user mode" if user else f"{what} is trapped here"]
     if vector == syndrome.FP_TRAP:
         return ["CPACR_EL1.FPEN does not allow floating point and vectors here; Rift's entry state does"]
@@ -173,13 +174,11 @@ def _undefined_words(code: int | None, user: bool) -> str:
         privileged = "ERET"
     if privileged and user:
         return f"{privileged} is a privileged instruction, and this is user mode"
-    if code & 0xFFC0_0000 == 0xD500_0000 and code >> 19 & 3 and code & 0x0020_0000 | code >> 20 & 1:
-        op0, op1, crn, crm, op2 = code >> 19 & 3, code >> 16 & 7, code >> 12 & 0xF, code >> 8 & 0xF, code >> 5 & 7
-        name = syndrome.system_register_name(op0, op1, crn, crm, op2)
-        what = f"{'a read of' if code & 0x0020_0000 else 'a write of'} {name}"
-        if user and op1 != 3:
-            return f"{what} is a privileged operation, and this is user mode"
-        return f"{what}, which does not exist here, or not for that access"
+    operation = syndrome.SystemOperation.of_instruction(code)
+    if operation is not None and operation.op0:
+        if user and operation.op1 != 3:
+            return f"{operation} is a privileged operation, and this is user mode"
+        return f"{operation}, which does not exist here, or not for that access"
     if code >> 25 & 0xF in (0x7, 0xF):
         return "the instruction looks like floating point or vectors of a newer CPU; compile for Armv8-A"
     if code >> 25 & 0xF == 0x2:

@@ -53,10 +53,13 @@ class Aarch64:
     virtual_ranges: tuple[range, ...] = (paging.LOWER_HALF, paging.UPPER_HALF)
     capstone = ("CS_ARCH_ARM64", "CS_MODE_ARM")
     default_vectors: tuple[str, ...] = (RUNTIME_SYMBOL, TABLE_SYMBOL)
+    debug = None
 
     def __init__(self, config: Aarch64Config, features: CpuFeatures) -> None:
         """:raises ConfigError: the CPU does not have the granule."""
         self.geometry = paging.geometry(config, features)
+        self.keeps_accessed = self.geometry.hardware_access
+        self.keeps_dirty = self.geometry.hardware_dirty
         self.page_sizes: tuple[int, ...] = self.geometry.page_sizes
         self._fixed = entry.fixed_registers(self.geometry)
         self._guards: dict[int, str] = {}
@@ -94,6 +97,7 @@ class Aarch64:
         result = dict(self._fixed)
         result["ttbr0_el1"] = state.root
         result["ttbr1_el1"] = state.root + self.geometry.page
+        result["tpidrro_el0"] = entry.SUPERVISOR_MARK[state.privilege]
         result["vbar_el1"] = vector_base(state.vectors, code.vectors)
         result.update(self.call_registers(system, areas, state))
         if state.privilege == "user":

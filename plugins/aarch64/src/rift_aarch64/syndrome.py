@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 UNKNOWN, WFX, FP_TRAP, BRANCH_TARGET, ILLEGAL_STATE = 0x00, 0x01, 0x07, 0x0D, 0x0E
 SVC, HVC, SMC, SYSTEM_REGISTER, SVE_TRAP = 0x15, 0x16, 0x17, 0x18, 0x19
 INSTRUCTION_ABORTS, DATA_ABORTS = frozenset({0x20, 0x21}), frozenset({0x24, 0x25})
@@ -132,15 +134,57 @@ def abort_words(exception: int, iss: int, user: bool) -> str:
     return f"{access} in {mode} mode {why} ({status_name(code)})"
 
 
-def system_register_name(op0: int, op1: int, crn: int, crm: int, op2: int) -> str:
-    """A system register as assemblers take it."""
-    return f"S{op0}_{op1}_C{crn}_C{crm}_{op2}"
+class SystemOperation(NamedTuple):
+    """What a system instruction names: a register, or (op0 1) an operation, or (op0 0) a field of PSTATE."""
+
+    op0: int
+    op1: int
+    crn: int
+    crm: int
+    op2: int
+    is_read: bool
+
+    @classmethod
+    def of_syndrome(cls, iss: int) -> SystemOperation:
+        """From the ISS of a trapped one."""
+        return cls(iss >> 20 & 3, iss >> 14 & 7, iss >> 10 & 0xF, iss >> 1 & 0xF, iss >> 17 & 7, bool(iss & 1))
+
+    @classmethod
+    def of_instruction(cls, code: int) -> SystemOperation | None:
+        """From the instruction itself; None if it is another one."""
+        if code & 0xFFC0_0000 != 0xD500_0000:
+            return None
+        fields = code >> 19 & 3, code >> 16 & 7, code >> 12 & 0xF, code >> 8 & 0xF, code >> 5 & 7
+        return cls(*fields, bool(code >> 21 & 1))
+
+    @property
+    def name(self) -> str:
+        """As assemblers take it."""
+        if self.op0 == 0:
+            return _PSTATE_FIELDS.get((self.op1, self.op2), f"the PSTATE field {self.op1}, {self.op2}")
+        number = self.op0, self.op1, self.crn, self.crm, self.op2
+        return _REGISTERS.get(number, f"S{self.op0}_{self.op1}_C{self.crn}_C{self.crm}_{self.op2}")
+
+    def __str__(self) -> str:
+        if self.op0 == 1:
+            return f"the system operation {self.name}"
+        return f"{'a read' if self.is_read else 'a write'} of {self.name}"
 
 
-def trapped_register_words(iss: int) -> str:
-    """The ISS of a trapped MSR, MRS or system instruction."""
-    name = system_register_name(iss >> 20 & 3, iss >> 14 & 7, iss >> 10 & 0xF, iss >> 1 & 0xF, iss >> 17 & 7)
-    return f"a read of {name}" if iss & 1 else f"a write of {name}, or the system instruction of that encoding"
+_PSTATE_FIELDS = {(0, 3): "UAO", (0, 4): "PAN", (0, 5): "SPSel", (3, 6): "DAIFSet", (3, 7): "DAIFClr"}
+_REGISTERS = {
+    (3, 0, 0, 0, 0): "MIDR_EL1", (3, 0, 0, 0, 5): "MPIDR_EL1", (3, 0, 1, 0, 0): "SCTLR_EL1",
+    (3, 0, 1, 0, 1): "ACTLR_EL1", (3, 0, 1, 0, 2): "CPACR_EL1", (3, 0, 2, 0, 0): "TTBR0_EL1",
+    (3, 0, 2, 0, 1): "TTBR1_EL1", (3, 0, 2, 0, 2): "TCR_EL1", (3, 0, 4, 0, 0): "SPSR_EL1",
+    (3, 0, 4, 0, 1): "ELR_EL1", (3, 0, 4, 1, 0): "SP_EL0", (3, 0, 4, 2, 0): "SPSel", (3, 0, 4, 2, 2): "CurrentEL",
+    (3, 0, 5, 2, 0): "ESR_EL1", (3, 0, 6, 0, 0): "FAR_EL1", (3, 0, 7, 4, 0): "PAR_EL1",
+    (3, 0, 10, 2, 0): "MAIR_EL1", (3, 0, 12, 0, 0): "VBAR_EL1", (3, 0, 13, 0, 1): "CONTEXTIDR_EL1",
+    (3, 0, 13, 0, 4): "TPIDR_EL1", (3, 0, 14, 1, 0): "CNTKCTL_EL1", (3, 3, 4, 2, 1): "DAIF",
+    (3, 3, 9, 13, 0): "PMCCNTR_EL0", (3, 3, 13, 0, 3): "TPIDRRO_EL0", (3, 3, 14, 0, 1): "CNTPCT_EL0",
+    (3, 3, 14, 2, 1): "CNTP_CTL_EL0", (3, 3, 14, 2, 2): "CNTP_CVAL_EL0", (3, 3, 14, 3, 1): "CNTV_CTL_EL0",
+    (3, 3, 14, 3, 2): "CNTV_CVAL_EL0",
+}  # fmt: skip
+"""Those that programs trip over most; op0, op1, CRn, CRm, op2."""
 
 
 def floating_point_words(iss: int) -> str:

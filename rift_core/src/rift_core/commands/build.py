@@ -32,13 +32,12 @@ def command(
     verbose: bool,
 ) -> int:
     """Compile C or assembler SOURCES with the guest runtime."""
-    from rift_core.assembly import host_isa
     from rift_core.build import build
 
     result = build(
         list(sources),
         output if output is not None else sources[0].with_suffix(""),
-        isa=isa or host_isa(),
+        isa=isa,
         compiler=compiler,
         simd=simd,
         pie=pie,

@@ -44,5 +44,7 @@ def command(
     with open_machine(config) as machine:
         if verbose:
             click.echo(f"rift: backend {machine.backend_reason}", err=True)
+        for notice in machine.notices:
+            click.echo(f"rift: {notice}", err=True)
         stop = machine.run(*numbers, timeout=timeout)
     return stop.status & 0xFF

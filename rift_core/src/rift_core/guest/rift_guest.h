@@ -226,6 +226,7 @@ size_t strlen(const char *text);
  * void rift_relax(void);                     inside loops that wait for another thread
  * void rift_halt(void);                      waits for an interrupt; without any, the thread ends (supervisor mode)
  * void rift_compiler_barrier(void), rift_memory_barrier(void), rift_read_barrier(void), rift_write_barrier(void)
+ * int rift_divide(int, int);                 as the CPU does it: x86-64 raises RIFT_CAUSE_DIVIDE for a division by 0
  * void rift_undefined_instruction(void);     raises RIFT_CAUSE_UNDEFINED_INSTRUCTION; RIFT_UNDEFINED_BYTES long
  * void rift_device_store_8(uintptr_t, uint8_t) and _32, _64; uint64_t rift_device_load_64(uintptr_t)    one access to
  *                                            device memory, by an instruction that every hypervisor can answer

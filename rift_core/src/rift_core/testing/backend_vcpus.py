@@ -305,6 +305,17 @@ class OwnershipTests:
         assert bench.number(DATA) == 1000
 
 
+class AtomicTests:
+    """``Vm.atomic``: the host's steps on guest words are atomic for the guest, and the guest's for the host."""
+
+    def test_outside_of_the_guest(self, bench: Bench) -> None:
+        with bench.vm.atomic(), bench.vm.atomic():
+            bench.put(DATA, 1)
+        vcpu = bench.vcpu(bench.guests.add(DATA, 3) + bench.guests.end())
+        bench.finish(vcpu)
+        assert bench.number(DATA) == 4
+
+
 class LifeTests:
     """Saved state, closing, what is refused."""
 
@@ -371,6 +382,7 @@ class LifeTests:
             "debug_sw_breakpoint": lambda: vcpu.set_debug(software=True),
             "debug_watchpoint": lambda: vcpu.set_debug(watchpoints=[Watchpoint(DATA, 8, "write")]),
             "inject_exception": lambda: vcpu.inject_exception(*bench.guests.injected),
+            "inject_interrupt": lambda: vcpu.inject_interrupt(0x40),
         }
         for name in calls.keys() - bench.vm.capabilities:
             with pytest.raises(UnsupportedError, match=name):

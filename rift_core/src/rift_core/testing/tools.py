@@ -178,6 +178,24 @@ def require_machine(open_it: Callable[[], M]) -> M:
         session().skip("no backend works here", "see `rift doctor`")
 
 
+def require_isa(isa: str) -> None:
+    """Skip the test where no backend runs guests of ``isa``.
+
+    It fails instead if that is the host's own ISA and ``--rift-require`` names a backend that runs on real CPUs or
+    emulates one.
+    """
+    from rift_core.assembly import choose_backend, host_isa
+    from rift_core.catalog import Catalog
+    from rift_core.config import code_config
+
+    try:
+        choose_backend(code_config(isa=isa, backend="auto"), Catalog.installed(), isa)
+    except PluginUnavailableError as error:
+        if isa == host_isa() and any(name != "fake" for name in session().required):
+            pytest.fail(f"--rift-require={','.join(session().required)}: {error}", pytrace=False)
+        session().skip(f"no backend runs {isa} guests here", "see `rift doctor`; the lab has machines of either ISA")
+
+
 def require_compiler(name: str | None = None) -> str:
     """Name of a C compiler that is installed: ``name``, or whichever of gcc and clang; else a skip or a failure."""
     if name is None and shutil.which("gcc") is None and shutil.which("clang") is not None:

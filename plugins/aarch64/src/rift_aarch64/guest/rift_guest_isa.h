@@ -144,6 +144,13 @@ static inline void rift_write_barrier(void) {
     __asm__ volatile("dmb ishst" ::: "memory");
 }
 
+/* A division as the CPU does it; by zero it is 0. */
+static inline int rift_divide(int dividend, int divisor) {
+    int quotient;
+    __asm__ volatile("sdiv %w0, %w1, %w2" : "=r"(quotient) : "r"(dividend), "r"(divisor));
+    return quotient;
+}
+
 static inline void rift_undefined_instruction(void) {
     __asm__ volatile(".inst 0" ::: "memory"); /* udf #0 */
 }

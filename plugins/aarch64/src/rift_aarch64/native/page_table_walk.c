@@ -56,9 +56,9 @@ static void finish(const struct rift_aarch64_tables *tables, struct rift_aarch64
         walk->status = RIFT_AARCH64_ACCESS_FLAG;
 }
 
-void rift_aarch64_tables_walk(const struct rift_aarch64_tables *tables, uint64_t linear,
+void rift_aarch64_tables_walk(const struct rift_aarch64_tables *tables, uint64_t root, uint64_t linear,
                               struct rift_aarch64_walk *walk) {
-    uint64_t table = root_of(tables, linear), limits = 0;
+    uint64_t table = root == UINT64_MAX ? root_of(tables, linear) : root & ~(page_size(tables) - 1), limits = 0;
     *walk = (struct rift_aarch64_walk){.writable = 1, .user = 1, .executable = 1};
     if (canonical(linear) != linear) {
         walk->status = RIFT_AARCH64_NOT_CANONICAL;
@@ -103,6 +103,9 @@ struct list {
     uint64_t next; /* where to go on when full */
     int full;
     uint64_t visits, where;
+    const uint64_t *run_table; /* the contiguous run that was looked at last, and its marks */
+    size_t run_first;
+    uint64_t run_marks;
 };
 
 /* Clears what the CPU can set again. */
@@ -117,22 +120,39 @@ static void clear_marks(const struct rift_aarch64_tables *tables, uint64_t *slot
     } while (!__atomic_compare_exchange_n(slot, &entry, cleared, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
 }
 
+/* The marks of the run that the entry belongs to: looked at once, when its first entry is listed. To be cleared they
+ * are first given to all its entries, so that those outside the range keep them. Returns 0 if the rest of the run does
+ * not fit into the list: the next call shall see it whole. */
+static int look_at_run(struct list *list, uint64_t *table, size_t index, int level, uint64_t entry) {
+    const size_t count = contiguous_entries(list->tables, level);
+    const size_t first = index & ~(count - 1);
+    if (list->run_table == table && list->run_first == first)
+        return 1;
+    if (list->capacity - list->count < first + count - index)
+        return 0;
+    if (list->clear)
+        rift_aarch64_spread_run(list->tables, table, index, level);
+    list->run_table = table;
+    list->run_first = first;
+    list->run_marks = rift_aarch64_with_run(list->tables, table, index, level, entry);
+    return 1;
+}
+
 static void take(struct list *list, uint64_t *table, size_t index, int level, uint64_t linear) {
-    if (list->count == list->capacity) {
+    const uint64_t entry = entry_load(&table[index]);
+    const int in_run = (entry & ENTRY_CONTIGUOUS) && contiguous_entries(list->tables, level);
+    if (list->count == list->capacity || (in_run && !look_at_run(list, table, index, level, entry))) {
         list->full = 1;
         list->next = linear > list->first ? linear : list->first;
         return;
     }
-    uint64_t entry = entry_load(&table[index]);
-    if (list->clear && (entry & ENTRY_CONTIGUOUS) && contiguous_entries(list->tables, level))
-        rift_aarch64_spread_run(list->tables, table, index, level); /* this entry's are cleared, the others' are not */
-    entry = rift_aarch64_with_run(list->tables, table, index, level, entry_load(&table[index]));
+    const uint64_t marked = in_run ? list->run_marks : entry;
     if (list->clear)
         clear_marks(list->tables, &table[index]);
     list->pages[list->count] = (struct rift_aarch64_page){.linear = canonical(linear),
                                                           .size = level_span(list->tables, level),
-                                                          .accessed = (entry & ENTRY_ACCESSED) != 0,
-                                                          .dirty = entry_is_dirty(entry) != 0};
+                                                          .accessed = (marked & ENTRY_ACCESSED) != 0,
+                                                          .dirty = entry_is_dirty(marked) != 0};
     list->count += 1;
 }
 

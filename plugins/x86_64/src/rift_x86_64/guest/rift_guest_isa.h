@@ -154,6 +154,13 @@ static inline void rift_write_barrier(void) {
     rift_compiler_barrier();
 }
 
+/* A division as the CPU does it; by zero it is #DE. */
+static inline int rift_divide(int dividend, int divisor) {
+    int quotient, remainder;
+    __asm__ volatile("cltd\n\tidivl %3" : "=&a"(quotient), "=&d"(remainder) : "0"(dividend), "r"(divisor) : "cc");
+    return quotient;
+}
+
 static inline void rift_undefined_instruction(void) {
     __asm__ volatile("ud2" ::: "memory");
 }

@@ -51,7 +51,10 @@ class Toy:
     page_sizes: tuple[int, ...] = (PAGE,)
     virtual_ranges: tuple[range, ...] = (range(1 << VIRTUAL_BITS),)
     capstone = ("", "")
+    keeps_accessed = True
+    keeps_dirty = True
     default_vectors: tuple[str, ...] = ()
+    debug = None
 
     def tables_size(self, mappings: Sequence[object]) -> int:
         """The root, and a chain of full pages."""
