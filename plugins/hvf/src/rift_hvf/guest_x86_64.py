@@ -219,10 +219,7 @@ def _debug(code: bytes, what: int, at: int, user: bool, **choice: object) -> Cal
         laboratory.vcpu.set_debug(**choice)  # type: ignore[arg-type]
         exit = laboratory.go_on()
         return (
-            exit is not None
-            and exit.kind is ExitKind.DEBUG
-            and exit.info[0] == what
-            and laboratory.pc() == CODE + at
+            exit is not None and exit.kind is ExitKind.DEBUG and exit.info[0] == what and laboratory.pc() == CODE + at
         )
 
     return experiment

@@ -66,7 +66,10 @@ def _probe(config: HvfConfig) -> ProbeResult:
     if config.is_system:
         if not is_macos():
             return _failed(
-                checks, "platform", "Hypervisor.framework is a part of macOS", "use another backend here: kvm or emulator"
+                checks,
+                "platform",
+                "Hypervisor.framework is a part of macOS",
+                "use another backend here: kvm or emulator",
             )
         checks.append(Check("platform", "pass", "macOS"))
         problem = why_unsupported()

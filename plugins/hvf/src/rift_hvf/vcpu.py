@@ -130,7 +130,9 @@ class HvfVCpu:
         if not 0 <= vector <= 0xFFFF_FFFF:
             raise HypervisorError("inject_exception", 0, f"{vector} is no exception")
         given = code is not None
-        check(lib.rift_hvf_vcpu_inject(self._native, vector, given, (code or 0) & 0xFFFF_FFFF, self._error), self._error)
+        check(
+            lib.rift_hvf_vcpu_inject(self._native, vector, given, (code or 0) & 0xFFFF_FFFF, self._error), self._error
+        )
 
     def set_debug(
         self,
@@ -239,7 +241,9 @@ class HvfVCpu:
     def _require(self, capability: str) -> None:
         self._check_owner()
         if capability not in self._vm.capabilities:
-            raise UnsupportedError(f"this machine's Hypervisor.framework lacks the capability {capability} (backend hvf)")
+            raise UnsupportedError(
+                f"this machine's Hypervisor.framework lacks the capability {capability} (backend hvf)"
+            )
 
     def _refuse(self, why: str = "belongs to another thread: only kick() may be called from here") -> None:
         if self._forked:
