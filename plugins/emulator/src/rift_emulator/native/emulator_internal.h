@@ -111,6 +111,10 @@ struct rift_emulator_devices {
     uint32_t count, next; /* how many, and the next that is repeated */
     uint32_t unanswered;  /* the last one is a read that Python answers */
     struct rift_emulator_access now; /* that the engine carries out */
+    uint64_t now_first, now_end;     /* where the pieces of it may lie: aligned, and so beyond it */
+    uint64_t rest_value; /* of an access that goes on in the next page */
+    uint32_t rest;       /* its bytes there; 0: none */
+    uint32_t pieces;     /* bytes of a store that are still to come one by one */
     uint64_t last_pc; /* of the last access that a native handler served outside of a step */
     struct rift_emulator_access last;
     int has_last;
