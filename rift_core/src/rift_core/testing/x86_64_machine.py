@@ -22,7 +22,10 @@ from rift_core.plugin import PROJECT
 from rift_core.testing.tools import plugin_info, plugin_module, probe_backend
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rift_core.backend import VCpu, Vm
+    from rift_core.exits import ExitHandler
 
 PML4, PDPT, PD, PT0, PT1 = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
 GDT, TSS, IDT, STUBS = 0x6000, 0x6800, 0x7000, 0x8000
@@ -72,7 +75,7 @@ class Frame(NamedTuple):
 class Machine:
     """The machine. ``vcpu`` belongs to the thread that made it."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, handlers: Iterable[ExitHandler] = ()) -> None:
         name, self.probe = probe_backend(backend)
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(hookspecs)
@@ -89,6 +92,8 @@ class Machine:
         both = Permission.READ | Permission.WRITE | Permission.EXECUTE
         self.vm.map_memory(MemoryRegion(Gpa(0), self.memory.view, both, "ram"))
         self._build()
+        for handler in handlers:
+            self.vm.install(handler)
         self.vcpu: VCpu = self.vm.create_vcpu(0)
 
     def close(self) -> None:

@@ -9,7 +9,8 @@
  * The engine carries an unaligned access out in pieces; they belong to the access that was asked about. */
 #include "emulator_internal.h"
 
-#include <string.h>
+#include <errno.h>
+#include <stdlib.h>
 
 /* Whether [gpa, gpa + size) is a piece of the access that is carried out. */
 static int is_piece(const struct rift_emulator_devices *devices, uint64_t gpa, uint32_t size, int is_write) {
@@ -205,22 +206,49 @@ static void device_write(struct unicorn *engine, uint64_t offset, unsigned size,
     (void)context;
 }
 
-int rift_emulator_devices_setup(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
+static int watch_hole(struct rift_emulator_vcpu *vcpu, uint64_t first, uint64_t last, struct rift_error *error) {
     const struct {
         int type;
         void *callback;
-    } hooks[] = {
+    } kinds[] = {
         {UNICORN_HOOK_READ_UNMAPPED | UNICORN_HOOK_WRITE_UNMAPPED | UNICORN_HOOK_FETCH_UNMAPPED, (void *)unmapped_hook},
         {UNICORN_HOOK_READ_PROTECTED | UNICORN_HOOK_WRITE_PROTECTED | UNICORN_HOOK_FETCH_PROTECTED,
          (void *)protected_hook},
     };
-    for (size_t at = 0; at < sizeof(hooks) / sizeof(hooks[0]); ++at) {
-        unicorn_hook hook;
-        int status = unicorn.hook_add(vcpu->cpu.engine, &hook, hooks[at].type, hooks[at].callback, vcpu, 1, 0);
+    struct rift_emulator_devices *devices = &vcpu->devices;
+    for (size_t at = 0; at < sizeof(kinds) / sizeof(kinds[0]); ++at) {
+        unicorn_hook *hook = &devices->hooks[devices->hook_count];
+        int status = unicorn.hook_add(vcpu->cpu.engine, hook, kinds[at].type, kinds[at].callback, vcpu, first, last);
         if (status)
             return rift_emulator_engine_error(error, status, "uc_hook_add");
+        devices->hook_count += 1;
     }
     return 0;
+}
+
+/* Over memory that the guest writes there must be no hook: the engine would look for one at every store. */
+int rift_emulator_devices_watch(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
+    struct rift_emulator_devices *devices = &vcpu->devices;
+    while (devices->hook_count)
+        unicorn.hook_del(vcpu->cpu.engine, devices->hooks[--devices->hook_count]);
+    unicorn_hook *hooks = realloc(devices->hooks, 2 * (vcpu->mapped_count + 1) * sizeof(*hooks));
+    if (!hooks)
+        return rift_emulator_fail(error, ENOMEM, "realloc");
+    devices->hooks = hooks;
+    uint64_t start = 0;
+    for (uint32_t at = 0; at < vcpu->mapped_count; ++at) {
+        const struct rift_emulator_region *region = &vcpu->mapped[at];
+        if (!region->writable)
+            continue; /* a store there is an access to a device */
+        if (region->gpa > start && watch_hole(vcpu, start, region->gpa - 1, error))
+            return -1;
+        start = region->gpa + region->bytes;
+    }
+    return watch_hole(vcpu, start, UINT64_MAX, error);
+}
+
+void rift_emulator_devices_release(struct rift_emulator_vcpu *vcpu) {
+    free(vcpu->devices.hooks);
 }
 
 static void forget(struct rift_emulator_vcpu *vcpu, uint32_t at) {

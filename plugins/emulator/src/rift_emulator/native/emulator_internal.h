@@ -122,9 +122,13 @@ struct rift_emulator_devices {
     int has_wanted_page;
     struct rift_emulator_device_page pages[RIFT_EMULATOR_DEVICE_PAGES];
     uint32_t page_oldest;
+    unicorn_hook *hooks; /* two for each hole */
+    uint32_t hook_count;
 };
 
-int rift_emulator_devices_setup(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
+/* Outside of the engine: the holes are those between the engine's writable regions, which are sorted. */
+int rift_emulator_devices_watch(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
+void rift_emulator_devices_release(struct rift_emulator_vcpu *vcpu);
 /* Outside of the engine: maps the wanted page, if there is one. */
 int rift_emulator_devices_map(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
 /* Outside of the engine: no device page lies in [gpa, gpa + bytes) any more. */
