@@ -20,9 +20,9 @@ struct rift_emulator_turn *rift_emulator_turn_create(void);
 struct rift_emulator_turn *rift_emulator_turn_hold(struct rift_emulator_turn *turn); /* one more reference */
 void rift_emulator_turn_release(struct rift_emulator_turn *turn);
 
-/* Takes the turn, in the order of asking. `control`: the vCPU that wants it, whose kick ends the wait with -1;
- * NULL: the host. Nested calls of one thread count. */
-int rift_emulator_turn_take(struct rift_emulator_turn *turn, struct rift_emulator_control *control);
+/* Takes the turn, in the order of asking. `control`: the vCPU that wants it, whose kick ends the wait with -1 if
+ * `kickable`; NULL: the host. Nested calls of one thread count. Returns 1 if somebody else had it since, else 0. */
+int rift_emulator_turn_take(struct rift_emulator_turn *turn, struct rift_emulator_control *control, int kickable);
 void rift_emulator_turn_give(struct rift_emulator_turn *turn);
 
 /* Whether the calling thread has it. */

@@ -162,9 +162,11 @@ static int enter_once(struct rift_emulator_vcpu *vcpu) {
     struct rift_emulator_control *control = vcpu->control;
     struct rift_emulator_turn *turn = vcpu->vm->turn;
     vcpu->outcome = RIFT_EMULATOR_AGAIN;
-    if (rift_emulator_turn_take(turn, vcpu->completing ? NULL : control))
+    int taken = rift_emulator_turn_take(turn, control, !vcpu->completing);
+    if (taken < 0)
         return 0; /* kicked */
-    atomic_store(&control->yield, 0);
+    if (atomic_exchange(&control->yield, 0) || taken)
+        vcpu->touched = 1;
     int status = rift_emulator_vcpu_synchronise(vcpu, &vcpu->window.error);
     if (!status)
         status = apply_deferred(vcpu, &vcpu->window.error);
@@ -172,8 +174,6 @@ static int enter_once(struct rift_emulator_vcpu *vcpu) {
         failed(vcpu);
     else
         run_engine(vcpu);
-    if (atomic_load(&control->yield))
-        vcpu->touched = 1; /* somebody else comes in between */
     rift_emulator_turn_give(turn);
     return status;
 }
