@@ -202,7 +202,6 @@ struct rift_emulator_vcpu {
     int step_due;      /* an instruction ended with an exit: the step's exit follows */
     int precise;       /* a native handler did something after which the instruction must be the last */
     int touched;       /* somebody else may have written to memory since the last look at the code */
-    int entered;       /* the engine has run before */
     uint32_t deferred; /* registers that a native handler wrote in the middle of an instruction */
     uint32_t deferred_ids[RIFT_EMULATOR_DEFERRED];
     uint64_t deferred_words[RIFT_EMULATOR_DEFERRED];
