@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import dispatch, exits, startup, tables
+from benchmarks import dispatch, emulator, exits, startup, tables
 from rift_core.catalog import Catalog
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ BENCHMARKS = {
     "tables": tables.tables,
     "dispatch": dispatch.native,
     "python_exit": dispatch.python,
+    "emulator_loop": emulator.registers,
+    "emulator_memory": emulator.memory,
+    "emulator_port": emulator.port,
+    "emulator_mmio": emulator.mmio,
+    "emulator_python": emulator.python_exit,
 }
 
 

@@ -125,7 +125,7 @@ class Machine:
 
     @property
     def notices(self) -> list[str]:
-        """What the user should know of the backend, a line each: why no hardware runs the guest, and what that means."""
+        """What the user should know of the backend, a line each: why no hardware runs the guest; what that means."""
         backend = self._assembly.backend
         if not backend.probe.emulated:
             return []
