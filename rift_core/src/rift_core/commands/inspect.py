@@ -59,34 +59,28 @@ def describe(binary: Binary, symbols: list[Symbol]) -> dict[str, Any]:
 
 def show(binary: Binary, symbols: list[Symbol]) -> None:
     """The file as tables."""
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
+    from rift_core.commands import table
     from rift_core.report import printable
 
-    console = Console(highlight=False)
-    entry = f"entry {binary.entry:#x}" if binary.entry is not None else "no entry point"
-    console.print(escape(f"{printable(binary.title)}: {binary.format}, {binary.isa}, {entry}"))
-    table = Table(box=None, pad_edge=False)
-    for column in ("segment", "address", "end", "memory", "in file", "access"):
-        table.add_column(column, justify="right" if column in ("memory", "in file") else "left", no_wrap=True)
+    entry = f"entry {binary.entry:#x}" if binary.entry is not None else "no entry point of its own"
+    click.echo(f"{printable(binary.title)}: {binary.format}, {binary.isa}, {entry}\n")
+    segments = table.columns("segment", "address", "memory", "in file", "access", right=("memory", "in file"))
     for s in binary.segments:
-        table.add_row(
+        segments.add_row(
             escape(printable(s.name)),
             f"{s.address:#x}",
-            f"{s.address + s.memory_size:#x}",
             format_size(s.memory_size),
             format_size(s.data.nbytes),
             str(s.permissions),
         )
-    console.print(table)
+    table.show(segments)
     if symbols:
-        names = Table(box=None, pad_edge=False)
-        for column in ("address", "size", "symbol"):
-            names.add_column(column, no_wrap=True)
+        click.echo()
+        names = table.columns("address", "size", "symbol", right=("size",))
         for symbol in symbols:
             names.add_row(f"{symbol.address:#x}", format_size(symbol.size), escape(printable(symbol.name)))
-        console.print(names)
+        table.show(names)
     if len(binary.symbols) > len(symbols):
-        console.print(f"... and {len(binary.symbols) - len(symbols)} more symbols (--symbols {len(binary.symbols)})")
+        click.echo(f"... and {len(binary.symbols) - len(symbols)} more symbols (--symbols {len(binary.symbols)})")
