@@ -169,7 +169,11 @@ def commands() -> str:
     context = click.Context(group, info_name="rift")
     parts = []
     for name in group.list_commands(context):
-        command = group.get_command(context, name)
+        try:
+            command = group.get_command(context, name)
+        except click.ClickException as error:
+            print(f"left out: {error.message}", file=sys.stderr)
+            continue
         if command is None:
             continue
         inner = click.Context(command, info_name=f"rift {name}", parent=None)

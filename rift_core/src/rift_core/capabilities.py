@@ -20,6 +20,7 @@ CAPABILITIES: dict[str, str] = {
     "SYSTEM_REGISTER exit; without it the guest gets #GP",
     "memory_fault_exit": "memory that the host has taken away gives MEMORY_FAULT instead of MMIO",
     "hypercall_exit": "the ISA's hypercall instruction is a HYPERCALL exit",
+    "halt_exit": "AArch64: WFI without anything that could end it is a HALT exit",
     "tsc_offset": "x86-64: a time-stamp counter that the host writes stays where it was put and runs on from there",
     "syscall": "x86-64: SYSCALL in user mode arrives in supervisor mode",
     "software_interrupts": "x86-64: INT n works in supervisor mode",
@@ -33,6 +34,12 @@ CAPABILITIES: dict[str, str] = {
     "debug_hw_breakpoint_user": "the same in user mode",
     "debug_watchpoint": "accesses of supervisor mode to watched addresses stop it",
     "debug_watchpoint_user": "the same in user mode",
+    "breakpoint_failure": "x86-64: INT3 in supervisor mode is a FAIL_ENTRY exit with the program counter at it: the "
+    "hypervisor cannot carry it out",
+    "breakpoint_vector": "x86-64: INT3 in supervisor mode arrives as #BP through the guest's own IDT",
+    "breakpoint_vector_user": "the same in user mode",
+    "step_vector": "x86-64: the guest's own trap flag gives #DB through its own IDT in supervisor mode",
+    "step_vector_user": "the same in user mode",
 }
 """Name and meaning, in the order of the page."""
 

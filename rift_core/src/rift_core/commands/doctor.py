@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rift_core.backend import Check
+from rift_core.backend import PLATFORM, Check
 
 if TYPE_CHECKING:
     from rift_core.catalog import Catalog
 
-_STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "n/a": "dim"}
 
 
 def backend_checks(catalog: Catalog) -> tuple[list[Check], bool]:
@@ -29,9 +29,14 @@ def backend_checks(catalog: Catalog) -> tuple[list[Check], bool]:
             continue
         probe = entry.info.probe(entry.info.config())
         usable = usable or probe.available
+        if any(c.name == PLATFORM and c.status == "fail" for c in probe.checks):
+            checks.append(Check(f"backend {name}", "n/a", probe.reason))
+            continue
         status = "pass" if probe.available else "fail"
         checks.append(Check(f"backend {name}", status, probe.reason, probe.remedy))
-        checks += [Check(f"{name}: {c.name}", c.status, c.detail, c.remedy) for c in probe.checks]
+        checks += [
+            Check(f"{name}: {c.name}", c.status, c.detail, c.remedy) for c in probe.checks if c.detail != probe.reason
+        ]
     if not checks:
         checks.append(Check("backends", "fail", "none is installed", "pip install riftvm-kvm (Linux)"))
     return checks, usable
