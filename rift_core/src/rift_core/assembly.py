@@ -191,6 +191,8 @@ def assemble(
 
 def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backend: ChosenBackend) -> Assembly:
     """Select the plugins and lay the machine out."""
+    if config.assumed_thread and binary.entry is None and binary.symbols.find("main") is None:
+        config = replace(config, threads=())  # functions to be called, and nothing to start
     isa_entry = catalog.get("isa", binary.isa)
     binding_entry = catalog.get("binding", f"{backend.entry.info.name}/{binary.isa}")
     modules = [backend.entry.module, isa_entry.module, binding_entry.module]

@@ -211,7 +211,10 @@ class Machine:
         """
         threads = self.threads
         if not threads:
-            raise ConfigError("no [[threads]] are configured")
+            raise ConfigError(
+                f"there is no thread to run: no [[threads]] are configured, or {self.binary.title} has neither a "
+                "symbol main nor an entry point"
+            )
         for position, thread in enumerate(threads):
             thread.start(*(arguments if position == 0 else ()))
         try:
