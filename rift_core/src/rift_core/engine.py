@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from rift_core.thread import Thread
 
 _SLICE_SECONDS = 0.05
+_EDIT_SECONDS = 0.5
+"""How long an edit of the page tables that no CPU may watch waits for vCPUs to leave the guest."""
+
 _JOIN_SECONDS = 10.0
 """How long a close waits for a guest thread; longer only if an exit handler of its own does not return."""
 
@@ -342,14 +345,23 @@ class Engine:
 
     def edit_pages(self, virtual: int, size: int, permissions: Permission | None) -> None:
         """Unmap (``permissions`` None) or protect a range, and make every vCPU see it."""
+        gate = Gate(self)
         with self.edits:
             if self.space.free_tables < 8:  # a large page may be split at either end, twice
                 self._add_tables(8)
-            if permissions is None:
-                self.space.unmap(Gva(virtual), size)
-            else:
-                self.space.protect(Gva(virtual), size, permissions)
-            self.vm.flush_translations()
+            try:
+                if self.active and self.space.wants_pause(Gva(virtual), size):
+                    gate.close()
+                    # Who has not come back by then is in an exit handler, perhaps one that waits for us: outside the
+                    # guest, and the gate keeps it there.
+                    gate.wait(_EDIT_SECONDS)
+                if permissions is None:
+                    self.space.unmap(Gva(virtual), size)
+                else:
+                    self.space.protect(Gva(virtual), size, permissions)
+                self.vm.flush_translations()
+            finally:
+                gate.open()
 
     def _add_tables(self, pages: int) -> None:
         size = max(pages, 64) * self.page
