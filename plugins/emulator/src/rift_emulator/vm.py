@@ -148,6 +148,12 @@ class EmulatorVm:
             self._check_open()
             lib.rift_emulator_vm_flush(self.native)
 
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
+        """Whoever runs looks at its translated code before it goes on, and the others before they enter."""
+        with self.lock:
+            self._check_open()
+            lib.rift_emulator_vm_code_changed(self.native)
+
     @contextlib.contextmanager
     def atomic(self) -> Iterator[None]:
         """No vCPU is in the guest for the ``with`` block, from any thread. See ``rift_core.backend.Vm.atomic``."""
