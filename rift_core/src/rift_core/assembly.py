@@ -420,4 +420,6 @@ def _fill_guest_info(engine: Engine, threads: int) -> None:
         spare_size=spare.size,
         threads=threads,
     )
-    engine.write_virtual(symbol.address, info.pack(symbol.size or None))
+    content = info.pack(symbol.size or None)
+    engine.write_virtual(symbol.address, content)
+    engine.written_at_start.append((symbol.address, content))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from rift_core.context import Context
 from rift_core.dispatch import Dispatcher
-from rift_core.errors import AddressError, ForkedMachineError, MappingError, StateError
+from rift_core.errors import AddressError, ForkedMachineError, MappingError, StateError, UnsupportedError
 from rift_core.exits import Stop
 from rift_core.heap import PhysicalHeap
 from rift_core.host_memory import HostMemory
@@ -44,6 +44,7 @@ _SLICE_SECONDS = 0.05
 _EDIT_SECONDS = 0.5
 """How long an edit of the page tables that no CPU may watch waits for vCPUs to leave the guest."""
 
+_RELOAD_PIECE = 0x10_0000
 _JOIN_SECONDS = 10.0
 """How long a close waits for a guest thread; longer only if an exit handler of its own does not return."""
 
@@ -138,6 +139,7 @@ class Engine:
         self.pristine = True  # no vCPU was made and no view of RAM given out: what is free is still zero
         self.heap = PhysicalHeap(self.page)
         self.heap.release(plan.heap.start, len(plan.heap))
+        self.written_at_start: list[tuple[Gva, bytes]] = []  # by the host, into the image
         self.edits = Edits()  # memory regions, page tables, the heap, the virtual window
         self.changed = threading.Condition()
         self.gates: tuple[Gate, ...] = ()  # those that are closed
@@ -329,6 +331,23 @@ class Engine:
         permissions = Permission.READ | Permission.WRITE | Permission.EXECUTE
         self.add_region(MemoryRegion(Gpa(at), host.view, permissions, "ram"))
         self.heap.release(at, size)
+
+    def reload_image(self) -> None:
+        """Put the image back as it was before the first thread ran; all vCPUs are outside the guest.
+
+        :raises UnsupportedError: parts of it are mapped from the file, where the guest's changes are the only copy.
+        """
+        if any(region.segment is not None for region in self.plan.regions):
+            raise UnsupportedError("the image is mapped from its file (map_file): it cannot be loaded again")
+        with self.edits:
+            for segment in self.plan.binary.segments:
+                data = segment.data.cast("B")
+                for at in range(0, segment.memory_size, _RELOAD_PIECE):
+                    piece = bytes(data[at : at + _RELOAD_PIECE])
+                    size = min(_RELOAD_PIECE, segment.memory_size - at)
+                    self.write_code(segment.address + at, piece.ljust(size, b"\0"))
+            for address, content in self.written_at_start:
+                self.write_virtual(address, content)
 
     # -- page tables -----------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class Laboratory:
     def store(self, address: int, data: bytes) -> None:
         """Put bytes into the guest, where it may also fetch them from."""
         self.memory[address : address + len(data)] = data
-        self.vm.code_written(Gpa(address), len(data))
+        self.vm.code_changed(Gpa(address), len(data))
 
     def number(self, address: int) -> int:
         """8 bytes of the guest's memory."""

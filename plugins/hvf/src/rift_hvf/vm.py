@@ -144,7 +144,7 @@ class HvfVm:
             self._check_open()
             lib.rift_hvf_vm_flush(self.native)
 
-    def code_written(self, guest_address: Gpa, size: int) -> None:
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
         """Make every vCPU fetch what the host has written there, from any thread."""
         with self.lock:
             self._check_open()
