@@ -1,11 +1,12 @@
 # make demo    install into .venv and run the main example
 # make test    install the development set into .venv; run all tests, ruff and mypy --strict
 # make bench   the benchmarks, each beside its bare C twin
+# make reference  rewrite the parts of docs/ that are made from the code
 # make native  rebuild the C parts in place
 # make lint    ruff and mypy only
 # make clean   remove what the others made
 
-.PHONY: demo test bench native lint clean dev
+.PHONY: demo test bench reference native lint clean dev
 PYTEST_ARGS ?=
 
 demo:
@@ -26,6 +27,9 @@ lint: dev
 
 bench: dev
 	.venv/bin/python -m benchmarks
+
+reference: dev
+	.venv/bin/python tools/reference.py
 
 native: dev
 	for plugin in plugins/*/setup.py; do \

@@ -1,7 +1,7 @@
 """What the run loop itself costs an exit: in C, and with a Python handler. A binding of its own makes the exits.
 
-The loop is the KVM plugin's, compiled as it is installed; the binding's ``enter`` does nothing, so no hypervisor call is
-in the figures.
+The loop is the KVM plugin's, compiled as it is installed; the binding's ``enter`` does nothing, so no call of the
+hypervisor is in the figures.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def native(pairs: int) -> Result:
 
 
 def python(pairs: int) -> Result:
-    """The same exits through ``Context.loop``, the dispatcher and a Python handler. No other Python thread is runnable."""
+    """The same exits through ``Context.loop``, the dispatcher and a Python handler; no other thread is runnable."""
     count = 0
     answer = Resume(7)
     last = Stop(0, "counted")

@@ -9,24 +9,21 @@ import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from machine_code import CODE, ISA, NAMES
 
 from rift_core import ForkedMachineError, Machine, PluginUnavailableError, StateError, open_machine
 from rift_core.testing.leaks import no_leaks
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-ADD = bytes.fromhex("488d0437c3")  # lea rax, [rdi+rsi]; ret
-SPIN = bytes.fromhex("ebfe")  # jmp $
+ADD, SPIN = CODE["add"], CODE["spin"]
 
 
 def open_code(code: bytes) -> Machine:
     """A machine that nothing but the caller refers to, or a skip that says why there is none."""
     try:
-        return open_machine(code=code, isa="x86_64")
+        return open_machine(code=code, isa=ISA)
     except PluginUnavailableError as error:
         pytest.skip(f"no backend works here: {error}")
 
@@ -40,7 +37,7 @@ def test_a_thousand_machines_leave_nothing_behind() -> None:
         machine.call(0x40_0000, 1, 1)
     with no_leaks():
         for number in range(1000):
-            with open_machine(code=ADD, isa="x86_64") as machine:
+            with open_machine(code=ADD, isa=ISA) as machine:
                 assert machine.call(0x40_0000, number, 1) == number + 1
 
 
@@ -57,7 +54,7 @@ def test_close_is_idempotent_and_later_use_is_refused() -> None:
         lambda: machine.map(0x10_0000, 0x1000),
         lambda: machine.symbol("x"),
         lambda: machine.translate(0),
-        lambda: machine.load_code(b"\xc3"),
+        lambda: machine.load_code(CODE["return"]),
     ):
         with pytest.raises(StateError, match="closed"):
             use()
@@ -148,7 +145,7 @@ def test_forks_at_random_moments_inherit_nothing() -> None:
 
     def churn() -> None:
         while not stop.is_set():
-            with open_machine(code=SPIN, isa="x86_64") as machine:
+            with open_machine(code=SPIN, isa=ISA) as machine:
                 machine.thread().start()
 
     threads = [threading.Thread(target=churn) for _ in range(3)]
@@ -189,7 +186,7 @@ def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
                 thread.join,
                 thread.kick,
                 thread.kill,
-                lambda: thread.registers["rip"],
+                lambda: thread.registers[NAMES.pc],
             ):
                 try:
                     use()
@@ -199,7 +196,7 @@ def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
             machine.close()
             inherited = inherited_descriptors()
             # The child can have machines of its own.
-            with open_machine(code=ADD, isa="x86_64") as own:
+            with open_machine(code=ADD, isa=ISA) as own:
                 problems = problems or own.call(0x40_0000, 1, 2) != 3
             code = 2 if problems else 3 if inherited else 0
         finally:
@@ -214,8 +211,9 @@ def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
 
 
 EXIT_WHILE_RUNNING = """
+from machine_code import CODE, ISA
 from rift_core import open_machine
-machine = open_machine(code=bytes.fromhex("ebfe"), isa="x86_64")
+machine = open_machine(code=CODE["spin"], isa=ISA)
 thread = machine.thread().start()
 import threading
 
@@ -240,6 +238,7 @@ def test_the_interpreter_exits_while_guests_run(tmp_path: Path) -> None:
         timeout=60,
         check=False,
         cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "leaving\n"

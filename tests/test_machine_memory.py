@@ -6,6 +6,7 @@ import ctypes
 
 import numpy as np
 import pytest
+from machine_code import CODE, NAMES
 
 from rift_core import (
     AddressError,
@@ -56,7 +57,7 @@ def test_protection_takes_effect_at_once(machine: Machine, functions: dict[str, 
 
 def test_data_pages_do_not_execute(machine: Machine, functions: dict[str, int]) -> None:
     machine.map(PLACE, 0x1000)
-    machine.write_virtual(PLACE, bytes.fromhex("c3"))
+    machine.write_virtual(PLACE, CODE["return"])
     with pytest.raises(GuestFaultError, match="page fault"):
         machine.call(PLACE)
     machine.protect(PLACE, 0x1000, "rx")
@@ -229,16 +230,16 @@ def test_shares_cannot_cover_what_is_there(machine: Machine) -> None:
 
 
 def test_code_is_added_and_changed_in_a_running_machine(machine: Machine) -> None:
-    place = machine.load_code(bytes.fromhex("b805000000c3"))  # mov eax, 5; ret
+    place = machine.load_code(CODE["five"])
     assert machine.call(place) == 5
-    machine.load_code(bytes.fromhex("b806000000c3"), at=place)
+    machine.load_code(CODE["six"], at=place)
     assert machine.call(place) == 6
-    chosen = machine.load_code(bytes.fromhex("b807000000c3"), at=0x5000_0FFD)  # across a page border
+    chosen = machine.load_code(CODE["seven"], at=0x5000_1000 - max(NAMES.smallest, 3))  # across a page border
     assert machine.call(chosen) == 7
     with pytest.raises(MappingError, match="at least one byte"):
         machine.load_code(b"")
     machine.map(PLACE, 0x1000)
     with pytest.raises(MappingError, match="not executable"):
-        machine.load_code(b"\xc3", at=PLACE)
+        machine.load_code(CODE["return"], at=PLACE)
     with pytest.raises(MappingError, match="in part"):
-        machine.load_code(b"\xc3" * 0x1001, at=PLACE)
+        machine.load_code(CODE["return"] * 0x1001, at=PLACE)

@@ -15,7 +15,7 @@ from rift_core.backend import Binding, CpuFeatures, Limits, ProbeResult, VmSpec
 from rift_core.binary import Binary, Segment
 from rift_core.dispatch import Dispatcher
 from rift_core.engine import Engine, GuestLimits
-from rift_core.errors import ConfigError, PluginUnavailableError, RiftError, SymbolNotFoundError
+from rift_core.errors import ConfigError, PluginNotFoundError, PluginUnavailableError, RiftError, SymbolNotFoundError
 from rift_core.guest_info import GuestInfo
 from rift_core.guest_memory import GuestMemory
 from rift_core.hooks import Hooks
@@ -54,12 +54,16 @@ def host_isa() -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChosenBackend:
-    """The backend, what its probe said, and in one sentence why it was taken."""
+    """The backend, what its probe said, and in one sentence why it was taken.
+
+    ``passed_over``: nobody has named it, and these sentences say why those before it in the order were not taken.
+    """
 
     entry: CatalogEntry
     section: Section
     probe: ProbeResult
     why: str
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +138,24 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
         if problem:
             raise PluginUnavailableError(problem)
         return ChosenBackend(entry, config.backend, probe, f"{name}: chosen by the configuration")
-    listed = os.environ.get("RIFT_BACKENDS")
-    order = [n.strip() for n in listed.split(",") if n.strip()] if listed else list(AUTO_BACKENDS)
+    listed = [n.strip() for n in os.environ.get("RIFT_BACKENDS", "").split(",") if n.strip()]
+    order = listed or list(AUTO_BACKENDS)
     problems: list[str] = []
     for name in order:
         if not listed and not catalog.has("backend", name):
             continue
-        entry = catalog.get("backend", name)
+        try:
+            entry = catalog.get("backend", name)
+        except PluginNotFoundError as error:
+            raise PluginNotFoundError(f"RIFT_BACKENDS={','.join(listed)}: {error}") from None
         section = entry.info.config()
         probe = _probe(entry, section)
         problem = _unfit(probe, name, isa)
         if not problem:
             passed = f"; {'; '.join(problems)}" if problems else ""
-            return ChosenBackend(entry, section, probe, f"{name}: {probe.reason}{passed}")
+            return ChosenBackend(
+                entry, section, probe, f"{name}: {probe.reason}{passed}", () if listed else tuple(problems)
+            )
         problems.append(problem)
     raise PluginUnavailableError(
         f"no backend can run {isa} code here\n" + "\n".join(f"  {p}" for p in problems or ["none is installed"])
@@ -182,6 +191,8 @@ def assemble(
 
 def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backend: ChosenBackend) -> Assembly:
     """Select the plugins and lay the machine out."""
+    if config.assumed_thread and binary.entry is None and binary.symbols.find("main") is None:
+        config = replace(config, threads=())  # functions to be called, and nothing to start
     isa_entry = catalog.get("isa", binary.isa)
     binding_entry = catalog.get("binding", f"{backend.entry.info.name}/{binary.isa}")
     modules = [backend.entry.module, isa_entry.module, binding_entry.module]
@@ -409,4 +420,6 @@ def _fill_guest_info(engine: Engine, threads: int) -> None:
         spare_size=spare.size,
         threads=threads,
     )
-    engine.write_virtual(symbol.address, info.pack(symbol.size or None))
+    content = info.pack(symbol.size or None)
+    engine.write_virtual(symbol.address, content)
+    engine.written_at_start.append((symbol.address, content))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from rift_core.exits import Exit, ExitHandler, ExitKind
     from rift_core.memory import Gpa, MemoryRegion
@@ -40,6 +41,10 @@ class CpuFeatures:
     id_registers: Mapping[str, int] = field(default_factory=dict)
 
 
+PLATFORM = "platform"
+"""Name of the check that fails where a backend is not meant for this kind of host at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One line of ``rift doctor``: ``status`` is ``pass``, ``warn`` or ``fail``."""
@@ -57,6 +62,8 @@ class ProbeResult:
     ``reason`` is one sentence; ``remedy`` says what to do where it does not work. ``isas`` are the guest
     ISAs that it can run here; empty: every one that a binding is installed for. ``machine`` names the kind
     of machine for the list of expected gaps (``kvm-pvm``, ``kvm-svm``, ``kvm-vmx``, ``fake``, ...).
+    ``emulated``: guests run on a software CPU, slower than on a hypervisor, and not isolated from the host by
+    hardware; users are told.
     """
 
     available: bool
@@ -68,6 +75,7 @@ class ProbeResult:
     capabilities: frozenset[str] = frozenset()
     exit_kinds: frozenset[ExitKind] = frozenset()
     machine: str = ""
+    emulated: bool = False
     checks: tuple[Check, ...] = ()
 
 
@@ -158,6 +166,14 @@ class VCpu(Protocol):
         :raises UnsupportedError: without the capability ``inject_exception``.
         """
 
+    def inject_interrupt(self, vector: int) -> None:
+        """Deliver an external interrupt as soon as the guest takes one; it ends a HALT that the guest waits in.
+
+        One can wait at a time.
+        :raises UnsupportedError: without the capability ``inject_interrupt``.
+        :raises StateError: another one waits.  :raises HypervisorError: no such vector.
+        """
+
     def set_debug(
         self,
         *,
@@ -219,6 +235,21 @@ class Vm(Protocol):
 
     def flush_translations(self) -> None:
         """Make every vCPU see page-table entries that the host has changed."""
+
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
+        """Make every vCPU see instructions that the host has written there: some CPUs, and emulators, keep copies.
+
+        Any thread. Memory that is no region of this VM is passed over.
+        """
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """``with vm.atomic():`` the host's reads and writes of guest words in the block are atomic for the guest.
+
+        Where the CPU's atomic instructions work across host and guest it does nothing: the host uses them, or the
+        guest's own protocol. Without the capability ``parallel_vcpus`` a guest's atomic instruction is atomic only
+        because nobody else touches memory meanwhile: there no vCPU is in the guest during the block. Keep it
+        short, and wait for no guest in it. Any thread; it may be nested.
+        """
 
     def install(self, handler: ExitHandler) -> None:
         """Install ``handler.native``; before the first vCPU runs.

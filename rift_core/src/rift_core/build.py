@@ -1,4 +1,4 @@
-"""``rift build``: a payload from C or assembler sources, in one run of gcc, clang or zig.
+"""``rift build``: a payload from C or assembler sources, in one run of gcc, clang or zig (build_macho: Mach-O).
 
 The sources of the guest runtime are compiled along: the generic ones beside ``rift_guest.h``, and those of
 the ISA, which stand in the folder ``guest`` of the package that provides it. That folder holds a
@@ -14,6 +14,7 @@ the ISA, which stand in the folder ``guest`` of the package that provides it. Th
 ``simd``                  with ``simd``
 ``base``                  the payload's first guest-virtual address
 ``page_size``             code, constants and data stand on pages of their own of that size
+``macho_arch``            Apple's name of the ISA, where there are Mach-O files for it
 ========================  =====================================================================================
 """
 
@@ -32,7 +33,7 @@ import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rift_core import doorbell as doorbell_page
 from rift_core.errors import PluginNotFoundError, RiftError
@@ -45,7 +46,10 @@ if TYPE_CHECKING:
 RUNTIME = Path(__file__).with_name("guest")
 """Folder of ``rift_guest.h``, of the sources behind it and of the linker scripts."""
 
-_COMMON_FLAGS = (
+Format = Literal["elf", "macho"]
+"""What a payload can be: the loaders of the same names read it."""
+
+COMMON_FLAGS = (
     "-std=gnu11",
     "-g",
     "-Wall",
@@ -55,6 +59,8 @@ _COMMON_FLAGS = (
     "-fno-asynchronous-unwind-tables",
     "-fno-common",  # a variable defined twice is an error
 )
+"""For every compiler and format."""
+
 _LINK_FLAGS = (
     "-nostdlib",
     "-Wl,--gc-sections",
@@ -64,6 +70,10 @@ _LINK_FLAGS = (
 
 _FLOATING_POINT = re.compile(r"SSE|general-regs-only|`__\w+[sdt]f[0-9]?'|symbol: __\w+[sdt]f[0-9]?\b")
 """What gcc, and the linkers after clang, say of floating point without its registers: libgcc's __muldf3 and so on."""
+
+
+_DEBUG_MAP = re.compile(r"^warning: .* debug map\.\n", re.MULTILINE)
+"""What dsymutil, which clang runs for Mach-O, says of symbols that the linker has left out: no use to anybody."""
 
 
 class BuildError(RiftError):
@@ -118,6 +128,7 @@ class Target:
     simd: tuple[str, ...]
     base: int
     page_size: int
+    macho_arch: str = ""
 
     @classmethod
     def read(cls, isa: str, folder: Path) -> Target:
@@ -139,6 +150,7 @@ class Target:
                 simd=tuple(values["simd"]),
                 base=int(values["base"]),
                 page_size=int(values["page_size"]),
+                macho_arch=str(values.get("macho_arch", "")),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise BuildError(
@@ -195,14 +207,14 @@ def find_compiler(target: Target, compiler: str | None = None) -> Compiler:
 def _find_gcc(target: Target) -> Compiler | str:
     names = ["gcc"] if target.is_native else [prefix + "gcc" for prefix in target.cross_prefix]
     for name in names:
-        if shutil.which(name) and not _says_clang(name):  # what macOS calls gcc is clang
+        if shutil.which(name) and not says_clang(name):  # what macOS calls gcc is clang
             return Compiler((name,), False)
     packages = "gcc" if target.is_native else " or ".join(f"gcc-{prefix.rstrip('-')}" for prefix in target.cross_prefix)
     return f"install the package {packages} (looked for {', '.join(names)})"
 
 
 def _find_clang(target: Target) -> Compiler | str:
-    name = next((name for name in ("clang", "cc") if shutil.which(name) and _says_clang(name)), None)
+    name = next((name for name in ("clang", "cc") if shutil.which(name) and says_clang(name)), None)
     linker = target.is_native or shutil.which("ld.lld") is not None
     if name is None or not linker:
         packages = "clang" if target.is_native else "clang and lld" if name is None else "lld, which clang links with"
@@ -226,10 +238,11 @@ def _describe(name: str, target: Target) -> Compiler:
     """A compiler that was named."""
     if Path(name).stem == "zig":
         return _zig((name,), target)
-    return _clang(name, target) if _says_clang(name) else Compiler((name,), False)
+    return _clang(name, target) if says_clang(name) else Compiler((name,), False)
 
 
-def _says_clang(name: str) -> bool:
+def says_clang(name: str) -> bool:
+    """Whether a compiler is clang, whatever it is called."""
     answer = subprocess.run([name, "--version"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     return "clang" in answer.stdout
 
@@ -261,7 +274,7 @@ def command_line(
     options: Iterable[str] = (),
 ) -> list[str]:
     """The one command that builds the payload; the parameters are those of :func:`build`."""
-    command = [*compiler.command, *_COMMON_FLAGS, f"-O{optimize}", *target.flags]
+    command = [*compiler.command, *COMMON_FLAGS, f"-O{optimize}", *target.flags]
     command += target.simd if simd else target.general_only
     command += ["-static-pie", "-fpie"] if pie else ["-static", "-fno-pie", "-no-pie"]
     if compiler.is_clang:
@@ -302,6 +315,7 @@ def build(
     base: int | None = None,
     doorbell: int = doorbell_page.DEFAULT_ADDRESS,
     runtime: bool = True,
+    format: Format | None = None,
     options: Iterable[str] = (),
     directory: Path | None = None,
     folder: Path | None = None,
@@ -319,6 +333,7 @@ def build(
     :param base: first guest-virtual address, a multiple of the ISA's page size; its default when None.
     :param doorbell: guest-virtual address of the doorbell page, below 2 GiB.
     :param runtime: add the guest runtime; a payload that brings everything itself does without.
+    :param format: "elf" or "macho"; None for the one that the host's own tools make: Mach-O on macOS, else ELF.
     :param options: further options of the compiler, last on its command line.
     :param directory: where the compiler runs, so that relative paths in ``options`` count from there.
     :param folder: the ISA's part of the runtime; that of the installed plugin when None.
@@ -350,20 +365,49 @@ def build(
     target = Target.read(isa, folder or isa_sources(isa))
     if base is not None and (base < 0 or base % target.page_size):
         raise BuildError(f"base {base:#x} is not a multiple of {target.page_size}")
-    found = find_compiler(target, compiler)
+    line = _lines(format or default_format(), target, compiler)
     # Beside the output, so that the final rename is one step on one file system.
     with tempfile.TemporaryDirectory(prefix=".rift-build-", dir=destination.parent) as scratch:
         made = Path(scratch) / destination.name
-        command = command_line(
-            files, made, target, found, simd=simd, pie=pie, optimize=optimize, entry=entry, base=base,
-            doorbell=doorbell, runtime=runtime, options=options,
+        command = line(
+            files, made, simd=simd, pie=pie, optimize=optimize, entry=entry, base=base, doorbell=doorbell,
+            runtime=runtime, options=options,
         )  # fmt: skip
         shown = (*command[:-1], str(destination))
         if verbose:
             verbose(shlex.join(shown))
-        warnings = _run(command, shown, directory)
+        warnings = _DEBUG_MAP.sub("", _run(command, shown, directory))
+        _replace_symbols(made, destination)
         made.replace(destination)
     return BuildResult(shown, destination, warnings)
+
+
+def default_format() -> Format:
+    """What the host's own tools make."""
+    return "macho" if platform.system() == "Darwin" else "elf"
+
+
+def _lines(format: Format, target: Target, compiler: str | None) -> Callable[..., list[str]]:
+    """``command_line`` of a format, with target and compiler filled in.
+
+    :raises BuildError: no compiler.
+    """
+    if format == "macho":
+        from rift_core import build_macho
+
+        clang = build_macho.find_compiler(target, compiler)
+        return lambda files, made, **wishes: build_macho.command_line(files, made, target, clang, **wishes)
+    found = find_compiler(target, compiler)
+    return lambda files, made, **wishes: command_line(files, made, target, found, **wishes)
+
+
+def _replace_symbols(made: Path, destination: Path) -> None:
+    """Debugging symbols of a Mach-O payload lie beside it, in a folder; those of another one are not to stay there."""
+    new, old = (path.with_name(f"{path.name}.dSYM") for path in (made, destination))
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+    if new.is_dir():
+        new.replace(old)
 
 
 def _run(command: list[str], shown: tuple[str, ...], directory: Path | None) -> str:

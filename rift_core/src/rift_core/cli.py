@@ -11,16 +11,21 @@ from importlib import import_module
 
 import click
 
+from rift_core.commands.extensions import add_options
+
 OWN_COMMANDS = {
     "run": "Run a payload: a configuration, a C source, or an executable.",
     "build": "Compile a payload with the guest runtime.",
     "check": "Plan a machine without touching a hypervisor; show its memory.",
-    "inspect": "Show segments, symbols and format of an executable.",
+    "inspect": "Show format, segments, address space and symbols of an executable.",
     "plugins": "List what is installed.",
     "doctor": "Find out what works on this machine, and what to do about the rest.",
     "schema": "Print the JSON schema of rift.toml for the installed plugins.",
 }
 """Name and one line of help: all that ``rift --help`` needs."""
+
+EXTENSIBLE_COMMANDS = frozenset({"run"})
+"""Commands to which plugins may add options (``rift_core.commands.extensions``)."""
 
 COMMANDS = "rift.commands"  # rift_core.plugin.COMMANDS, which would import pydantic
 
@@ -52,7 +57,7 @@ class LazyGroup(click.Group):
         """
         if cmd_name in OWN_COMMANDS:
             command: click.Command = import_module(f"rift_core.commands.{cmd_name}").command
-            return command
+            return add_options(command, cmd_name) if cmd_name in EXTENSIBLE_COMMANDS else command
         value = _plugin_commands().get(cmd_name)
         if value is None:
             return None
@@ -111,7 +116,7 @@ def _status_of_error(error: Exception) -> int | None:
     """The exit status that an error stands for; None for a bug, whose traceback is wanted."""
     from rift_core import errors
 
-    if isinstance(error, errors.ConfigError):
+    if isinstance(error, errors.ConfigError | errors.PluginNotFoundError):  # the latter: a name chosen by the user
         return STATUS_USAGE
     if isinstance(error, TimeoutError):
         return STATUS_TIME_LIMIT

@@ -24,7 +24,7 @@ Integer = Annotated[int, Field(strict=True)]
 Truth = Annotated[bool, Field(strict=True)]
 """true or false, and nothing that could be taken for them."""
 
-BUILD_KEYS = ("sources", "simd", "pie", "runtime", "compiler", "build_options")
+BUILD_KEYS = ("sources", "format", "simd", "pie", "runtime", "compiler", "build_options")
 """Keys of ``[binary]`` that say how a source becomes a payload."""
 
 SINGLE = {"backend": "backend", "isa": "isa", "loader": "loader"}
@@ -43,6 +43,9 @@ class BinarySection(Section):
         "configuration file.",
     )
     sources: tuple[Path, ...] = Field(default=(), description="More sources that belong to the payload.")
+    format: Literal["elf", "macho"] | None = Field(
+        default=None, description="What a source is built to; default: Mach-O on macOS, else ELF."
+    )
     simd: Truth = Field(
         default=False, description="Let the compiler use vector and floating-point registers, in supervisor code too."
     )

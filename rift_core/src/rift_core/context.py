@@ -19,8 +19,16 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from rift_core import doorbell
-from rift_core.errors import GuestCrashError, GuestFaultError, LimitError, RiftError, StateError, UnhandledExitError
-from rift_core.exits import Exit, ExitKind, Resume, Stop
+from rift_core.errors import (
+    AddressError,
+    GuestCrashError,
+    GuestFaultError,
+    LimitError,
+    RiftError,
+    StateError,
+    UnhandledExitError,
+)
+from rift_core.exits import Exit, ExitKind, Fault, Resume, Stop
 from rift_core.interrupts import MAIN_THREAD
 from rift_core.memory import Gva
 from rift_core.report import describe_address, disassemble, fault_report, format_registers
@@ -49,7 +57,11 @@ USER_DOORBELL_READ = 4
 """User call: read 8 bytes of the doorbell register at offset first argument (below 0x800)."""
 
 _ENOSYS = (1 << 64) - errno.ENOSYS
+_BAD_CALL = Resume((1 << 64) - errno.EFAULT)
 _CRASHES = frozenset({ExitKind.SHUTDOWN, ExitKind.FAIL_ENTRY, ExitKind.UNKNOWN, ExitKind.MEMORY_FAULT})
+_SYSTEM_ENDS = frozenset({ExitKind.POWER_OFF, ExitKind.RESET})
+"""The guest has switched off the whole machine, not the CPU that says so."""
+
 _RATE_WINDOW = 0.25  # seconds over which exits a second are counted
 _HELD_LOOK = 0.5  # seconds until the watchdog looks again at a deadline that has passed while the guest is held
 
@@ -98,6 +110,7 @@ class Context:
         """Make or adopt the vCPU on the calling thread."""
         me = threading.get_ident()
         if self.vcpu is None:
+            self.engine.pristine = False
             self.vcpu = self.engine.vm.create_vcpu(self.index)
             self.owner = me
         elif self.owner != me:
@@ -215,6 +228,8 @@ class Context:
                 if not exit.is_write:
                     reply = result.value
             elif isinstance(result, Stop):
+                if kind in _SYSTEM_ENDS:
+                    self.engine.end_all(result, but=self)
                 return result
             else:
                 vcpu.inject_exception(result.vector, result.code)
@@ -339,23 +354,41 @@ class Context:
     # -- exits -----------------------------------------------------------------------------------
 
     def _isa_exit(self, vcpu: VCpu, dispatcher: Dispatcher, exit: Exit) -> ExitResult:
-        """A store to the upper half of the doorbell: the ISA's own guest code speaks."""
+        """A store to the upper half of the doorbell: the guest code of the ISA speaks, or supervisor code forges it.
+
+        :raises GuestError: an unhandled exception of the guest, or what it wrote makes no sense.
+        """
         engine = self.engine
         register = exit.address - engine.doorbell
         if register == doorbell.RETURN:
             self.returned = exit
             return Stop(signed_status(exit.value), "return")
         if register == doorbell.FAULT:
-            fault = engine.isa.read_fault(vcpu, engine, exit)
+            with self._believing(vcpu, exit):
+                fault = engine.isa.read_fault(vcpu, engine, exit)
             if fault is not None:
                 return self._fault(exit, fault)
         elif register != doorbell.USER_CALL:
             raise self._unhandled(vcpu, exit, UnhandledExitError(f"the guest wrote to a reserved register: {exit}"))
-        call = engine.isa.read_user_call(vcpu, engine, exit)
+        with self._believing(vcpu, exit):
+            call = engine.isa.read_user_call(vcpu, engine, exit)
         result = self._user_call(vcpu, dispatcher, call)
+        if isinstance(result, Fault):
+            # An exception here would be the companion's, on a stack pointer that user mode has chosen.
+            result = _BAD_CALL
         if isinstance(result, Resume):
-            engine.isa.finish_user_call(vcpu, engine, exit, result.value)
+            with self._believing(vcpu, exit):
+                engine.isa.finish_user_call(vcpu, engine, exit, result.value)
         return result
+
+    @contextlib.contextmanager
+    def _believing(self, vcpu: VCpu, exit: Exit) -> Iterator[None]:
+        """The ISA reads what its own guest code has left; supervisor code that forges its store leaves no frame."""
+        try:
+            yield
+        except AddressError as error:
+            why = f"the guest wrote to a doorbell register of its own vectors, but {error}"
+            raise self._unhandled(vcpu, exit, UnhandledExitError(why)) from None
 
     def _user_call(self, vcpu: VCpu, dispatcher: Dispatcher, call: Exit) -> ExitResult:
         """A system call from user mode. What nobody serves is answered with -ENOSYS: it leads nowhere."""

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from rift_core.context import Context
 from rift_core.dispatch import Dispatcher
-from rift_core.errors import AddressError, ForkedMachineError, MappingError, StateError
+from rift_core.errors import AddressError, ForkedMachineError, MappingError, StateError, UnsupportedError
 from rift_core.exits import Stop
 from rift_core.heap import PhysicalHeap
 from rift_core.host_memory import HostMemory
 from rift_core.interrupts import HELD
-from rift_core.isa import Area
+from rift_core.isa import Area, AreaRequest
 from rift_core.layout import HEAP, align_up, stack_request
-from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
+from rift_core.memory import Gpa, Gva, Mapping, MemoryRegion, Permission
 from rift_core.watchdog import WATCHDOG
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _SLICE_SECONDS = 0.05
 _EDIT_SECONDS = 0.5
 """How long an edit of the page tables that no CPU may watch waits for vCPUs to leave the guest."""
 
+_RELOAD_PIECE = 0x10_0000
 _JOIN_SECONDS = 10.0
 """How long a close waits for a guest thread; longer only if an exit handler of its own does not return."""
 
@@ -135,8 +136,10 @@ class Engine:
         self.dispatcher: Dispatcher
         self.vectors: Vectors | None = None
         self.root = Gpa(0)  # of the page tables
+        self.pristine = True  # no vCPU was made and no view of RAM given out: what is free is still zero
         self.heap = PhysicalHeap(self.page)
         self.heap.release(plan.heap.start, len(plan.heap))
+        self.written_at_start: list[tuple[Gva, bytes]] = []  # by the host, into the image
         self.edits = Edits()  # memory regions, page tables, the heap, the virtual window
         self.changed = threading.Condition()
         self.gates: tuple[Gate, ...] = ()  # those that are closed
@@ -188,6 +191,7 @@ class Engine:
                 raise AddressError(f"guest-virtual {at:#x} is not mapped: {walk.reason}")
             if first is None:
                 first = walk.physical
+                self.memory.view(first, size)  # else a guest's own tables could make the loop long
             elif walk.physical != expected:
                 raise AddressError(
                     f"guest-virtual {address:#x}-{end:#x} is not contiguous in guest-physical memory (it breaks "
@@ -211,7 +215,24 @@ class Engine:
 
         :raises AddressError: not mapped, or memory that the host shares read-only; nothing is written then.
         """
-        pieces = list(self._pieces(address, len(data)))
+        self._write(address, data, Permission.NONE)
+
+    def read_user(self, address: int, size: int) -> bytes:
+        """A copy of guest-virtual bytes that user mode may read itself.
+
+        :raises AddressError: some of them are not mapped for it.
+        """
+        return b"".join([bytes(view) for view in self._pieces(address, size, Permission.USER)])
+
+    def write_user(self, address: int, data: bytes) -> None:
+        """Write guest-virtual bytes that user mode may write itself: all of them, or none.
+
+        :raises AddressError: some of them are not mapped for it, or read-only.
+        """
+        self._write(address, data, Permission.USER | Permission.WRITE)
+
+    def _write(self, address: int, data: bytes, needed: Permission) -> None:
+        pieces = list(self._pieces(address, len(data), needed))
         if any(piece.readonly for piece in pieces):
             raise AddressError(f"guest-virtual {address:#x}, {len(data)} bytes, is shared read-only")
         at = 0
@@ -219,12 +240,32 @@ class Engine:
             piece[:] = data[at : at + len(piece)]
             at += len(piece)
 
-    def _pieces(self, address: int, size: int) -> Iterator[memoryview]:
+    def write_code(self, address: int, data: bytes) -> None:
+        """As :meth:`write_virtual`; every vCPU then sees the new instructions.
+
+        :raises AddressError: as there.
+        """
+        self.write_virtual(address, data)
+        self.code_changed(address, len(data))
+
+    def code_changed(self, address: int, size: int) -> None:
+        """Instructions at a guest-virtual range have been written from the host; what is not mapped is passed over."""
+        end = address + size
+        while address < end:
+            walk = self.space.walk(Gva(address))
+            step = min((walk.page_size or self.page) - address % (walk.page_size or self.page), end - address)
+            if walk.physical is not None:
+                self.vm.code_changed(walk.physical, step)
+            address += step
+
+    def _pieces(self, address: int, size: int, needed: Permission = Permission.NONE) -> Iterator[memoryview]:
         end = address + size
         while address < end:
             walk = self.space.walk(Gva(address))
             if walk.physical is None:
                 raise AddressError(f"guest-virtual {address:#x} is not mapped: {walk.reason}")
+            if needed & ~walk.permissions:
+                raise AddressError(f"guest-virtual {address:#x} is mapped {walk.permissions}, not {needed}")
             step = min(walk.page_size - address % walk.page_size, end - address)
             yield self.memory.view(walk.physical, step)
             address += step
@@ -245,7 +286,8 @@ class Engine:
                 start = self.heap.take(size, alignment, congruent_to)
                 if start is None:
                     raise MappingError(f"no room for {size:#x} bytes of guest-physical memory ({name})")
-            self.memory.view(start, size)[:] = bytes(size) if size <= HEAP else b"\0" * size
+            if not self.pristine:
+                self.memory.view(start, size)[:] = bytes(size)
             return Gpa(start)
 
     def add_region(self, region: MemoryRegion) -> None:
@@ -262,10 +304,13 @@ class Engine:
                 raise
 
     def remove_region(self, guest_address: Gpa) -> None:
-        """Take a region from the guest; stale page-table entries then lead nowhere."""
+        """Take a region from the guest; stale page-table entries then lead nowhere.
+
+        :raises HypervisorError: the backend refused; nothing has changed then.
+        """
         with self.edits:
-            self.memory.remove(guest_address)
             self.vm.unmap_memory(guest_address)
+            self.memory.remove(guest_address)
 
     def _grow(self, size: int, name: str) -> None:
         size = align_up(max(size, HEAP), self.page)
@@ -287,18 +332,35 @@ class Engine:
         self.add_region(MemoryRegion(Gpa(at), host.view, permissions, "ram"))
         self.heap.release(at, size)
 
+    def reload_image(self) -> None:
+        """Put the image back as it was before the first thread ran; all vCPUs are outside the guest.
+
+        :raises UnsupportedError: parts of it are mapped from the file, where the guest's changes are the only copy.
+        """
+        if any(region.segment is not None for region in self.plan.regions):
+            raise UnsupportedError("the image is mapped from its file (map_file): it cannot be loaded again")
+        with self.edits:
+            for segment in self.plan.binary.segments:
+                data = segment.data.cast("B")
+                for at in range(0, segment.memory_size, _RELOAD_PIECE):
+                    piece = bytes(data[at : at + _RELOAD_PIECE])
+                    size = min(_RELOAD_PIECE, segment.memory_size - at)
+                    self.write_code(segment.address + at, piece.ljust(size, b"\0"))
+            for address, content in self.written_at_start:
+                self.write_virtual(address, content)
+
     # -- page tables -----------------------------------------------------------------------------
 
-    def map_pages(self, mapping: Mapping) -> None:
-        """Add a mapping to the page tables; they grow when they must.
+    def map_pages(self, *mappings: Mapping) -> None:
+        """Add mappings to the page tables, all or none; the tables grow when they must.
 
-        :raises MappingError: see ``AddressSpace.map``.
+        :raises MappingError: see ``AddressSpace.map_all``.
         """
         with self.edits:
-            needed = self.space.tables_needed([mapping])
+            needed = self.space.tables_needed(mappings)
             if needed > self.space.free_tables:
                 self._add_tables(needed)
-            self.space.map(mapping)
+            self.space.map_all(mappings)
 
     def edit_pages(self, virtual: int, size: int, permissions: Permission | None) -> None:
         """Unmap (``permissions`` None) or protect a range, and make every vCPU see it."""
@@ -326,15 +388,37 @@ class Engine:
         region = MemoryRegion(physical, self.memory.view(physical, size), Permission.READ | Permission.WRITE, "tables")
         self.space.add_tables(region)
 
-    def place_area(self, name: str, size: int, permissions: Permission, caching: Caching = Caching.WRITE_BACK) -> Area:
+    def place_area(self, name: str, size: int, permissions: Permission) -> Area:
         """New memory in Rift's virtual window, with a guard page below and above."""
+        return self.place_areas((AreaRequest(name, size, permissions),))[name]
+
+    def place_areas(self, requests: Iterable[AreaRequest], owner: str = "") -> dict[str, Area]:
+        """Several at once, by the names in the requests; ``owner`` stands before those in the mappings."""
+        page = self.page
+        sizes = [(request, align_up(request.size, page)) for request in requests]
+        whole = sum(size for _, size in sizes)
         with self.edits:
-            size = align_up(size, self.page)
-            physical = self.take_physical(size, name=name)
-            virtual = Gva(self._window_next)
-            self._window_next += size + self.page
-            self.map_pages(Mapping(virtual, physical, size, permissions, name, caching, self.page))
-            return Area(name, virtual, physical, self.memory.view(physical, size))
+            at = int(self.take_physical(whole, name=owner or sizes[0][0].name))
+            virtual = self._window_next
+            physical = at
+            areas: dict[str, Area] = {}
+            mappings = []
+            for request, size in sizes:
+                name = f"{owner}/{request.name}" if owner else request.name
+                view = self.memory.view(physical, size)
+                areas[request.name] = Area(name, Gva(virtual), Gpa(physical), view)
+                mappings.append(
+                    Mapping(Gva(virtual), Gpa(physical), size, request.permissions, name, largest_page=page)
+                )
+                physical += size
+                virtual += size + page
+            self._window_next = virtual
+            try:
+                self.map_pages(*mappings)
+            except BaseException:
+                self.heap.release(at, whole)
+                raise
+            return areas
 
     # -- vCPUs -----------------------------------------------------------------------------------
 
@@ -357,8 +441,7 @@ class Engine:
                     if key.partition("/")[0] == name
                 }
             else:
-                requests = [*self.isa.thread_areas(privilege), stack_request(stack, privilege)]
-                areas = {r.name: self.place_area(f"{name}/{r.name}", r.size, r.permissions) for r in requests}
+                areas = self.place_areas([*self.isa.thread_areas(privilege), stack_request(stack, privilege)], name)
             context = Context(self, index, name, privilege, areas)
             self.contexts.append(context)
             return context
@@ -401,10 +484,11 @@ class Engine:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def end_all(self, outcome: Stop | BaseException) -> None:
-        """End every guest thread and call in progress."""
+    def end_all(self, outcome: Stop | BaseException, but: Context | None = None) -> None:
+        """End every guest thread and call in progress, ``but`` one."""
         for context in list(self.active):
-            context.end(outcome)
+            if context is not but:
+                context.end(outcome)
 
     def close(self) -> None:
         """End all guests, take the memory from them, release the VM. Twice is harmless.

@@ -73,6 +73,7 @@ class Fault:
     """Go on with an exception in the guest.
 
     On x86-64 ``vector`` and error code; on AArch64 the exception class (ESR_EL1.EC) and its syndrome (ISS).
+    As the answer to a call from user mode it is -EFAULT.
     """
 
     vector: int

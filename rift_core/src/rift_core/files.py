@@ -14,10 +14,13 @@ _EXECUTABLE_MAGIC = (
     b"\x7fELF",
     b"\xcf\xfa\xed\xfe",
     b"\xce\xfa\xed\xfe",
+    b"\xfe\xed\xfa\xcf",
+    b"\xfe\xed\xfa\xce",
     b"\xca\xfe\xba\xbe",
+    b"\xca\xfe\xba\xbf",
     b"MZ",
 )
-"""ELF; Mach-O of 64 and 32 bits, and universal; PE, which some loader may know."""
+"""ELF; Mach-O of 64 and 32 bits, in both byte orders, and universal; PE, which some loader may know."""
 
 SOURCE_SUFFIXES = (".c", ".S", ".s")
 """C, assembler that goes through the preprocessor, and assembler that does not: the compiler goes by the name too."""

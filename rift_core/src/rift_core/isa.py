@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rift_core.exits import Exit
+    from rift_core.isa_debug import DebugView, IsaDebug
     from rift_core.memory import Gpa, Gva, Permission
 
 Privilege = Literal["supervisor", "user"]
@@ -26,6 +27,7 @@ class Register:
     bits: int
     group: str  # "general", "flags", "segment", "control", "vector", "fpu", "msr", "debug", ...
     summary: str = ""
+    debug: DebugView | None = None  # how debuggers see it; None: they do not
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class Isa(Protocol):
     keeps_accessed: bool  # the CPU marks page-table entries as accessed; where not, every page counts as accessed
     keeps_dirty: bool  # the same of dirty; where not, every page that is writable counts as dirty
     default_vectors: tuple[str, ...]  # symbols to look for, in this order, when vectors = "auto"
+    debug: IsaDebug | None  # what debuggers use; None: its guests cannot be debugged
 
     def tables_size(self, mappings: Sequence[object]) -> int:
         """Bytes of page tables that ``mappings`` (``rift_core.memory.Mapping``) can take at most."""

@@ -129,9 +129,11 @@ def page_runs(segments: Iterable[Segment], page: int) -> list[_Run]:
     spans = [
         (s.address // page * page, align_up(s.address + s.memory_size, page), s) for s in segments if s.memory_size > 0
     ]
+    spans.sort(key=lambda span: span[0])
+    if all(one[1] <= other[0] for one, other in itertools.pairwise(spans)):
+        return [_Run(start, end, segment.permissions, [segment]) for start, end, segment in spans]
     cuts = sorted({edge for start, end, _ in spans for edge in (start, end)})
     runs: list[_Run] = []
-    spans.sort(key=lambda span: span[0])
     for start, end in itertools.pairwise(cuts):
         touching = [s for low, high, s in spans if low < end and start < high]
         if not touching:
@@ -255,8 +257,9 @@ def plan(
         mappings.append(Mapping(Gva(start), Gpa(at), end - start, permissions, segment.name))
         above = at + end - start
     if above > 1 << limits.gpa_bits:
+        asked = f" with memory.size = {ram_size:#x}" if ram_size is not None else ""
         raise MappingError(
-            f"the image needs guest-physical addresses up to {above:#x}; this hypervisor ends at "
+            f"the image{asked} needs guest-physical addresses up to {above:#x}; this hypervisor ends at "
             f"{1 << limits.gpa_bits:#x}"
         )
     if len(regions) > limits.max_slots:

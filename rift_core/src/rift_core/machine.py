@@ -124,6 +124,21 @@ class Machine:
         return self._assembly.backend.why
 
     @property
+    def notices(self) -> list[str]:
+        """What the user should know of the backend, a line each: why no hardware runs the guest; what that means."""
+        backend = self._assembly.backend
+        if not backend.probe.emulated:
+            return []
+        name = backend.entry.info.name
+        lines = []
+        if backend.passed_over:
+            reasons = "; ".join(problem.splitlines()[0] for problem in backend.passed_over)
+            lines.append(f"runs on the software CPU of backend {name} ({reasons})")
+        if any(thread.privilege == "user" for thread in self._assembly.config.threads):
+            lines.append(f"backend {name} is no security boundary: run hostile code on a hypervisor")
+        return lines
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """What the backend can do here."""
         return self._engine.vm.capabilities
@@ -137,6 +152,7 @@ class Machine:
     def memory(self) -> GuestMemory:
         """Guest-physical memory."""
         self._engine.check_open()
+        self._engine.pristine = False
         return self._engine.memory
 
     @property
@@ -195,7 +211,10 @@ class Machine:
         """
         threads = self.threads
         if not threads:
-            raise ConfigError("no [[threads]] are configured")
+            raise ConfigError(
+                f"there is no thread to run: no [[threads]] are configured, or {self.binary.title} has neither a "
+                "symbol main nor an entry point"
+            )
         for position, thread in enumerate(threads):
             thread.start(*(arguments if position == 0 else ()))
         try:
@@ -249,6 +268,16 @@ class Machine:
         :raises TimeoutError: an exit handler did not return in ``timeout`` seconds.
         """
         return self._engine.pause(timeout)
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """A ``with`` block in which the host may read and write guest words as one atomic step.
+
+        For backends whose vCPUs run one at a time: no vCPU is in the guest during the block. On a hypervisor it
+        does nothing, and costs as much: there the host's own atomic instructions serve, or the guest's protocol.
+        Keep it short, and wait for no guest in it.
+        """
+        self._engine.check_open()
+        return self._engine.vm.atomic()
 
     # -- extensions ------------------------------------------------------------------------------
 
@@ -469,7 +498,7 @@ class Machine:
                 raise MappingError(
                     f"{at:#x}-{at + len(code):#x} is mapped, but not executable: use write_virtual, or protect it"
                 )
-            engine.write_virtual(at, code)
+            engine.write_code(at, code)
         return Gva(at)
 
     def add_memory(self, buffer: memoryview, at: int, permissions: str | Permission = "rwx") -> None:
@@ -521,6 +550,7 @@ class HandlerMachine:
     @property
     def memory(self) -> GuestMemory:
         """Guest-physical memory."""
+        self._engine.pristine = False
         return self._engine.memory
 
     @property
@@ -540,6 +570,14 @@ class HandlerMachine:
     def write_virtual(self, address: int, data: bytes) -> None:
         """Write guest-virtual bytes. :raises AddressError: not mapped."""
         self._engine.write_virtual(address, data)
+
+    def read_user(self, address: int, size: int) -> bytes:
+        """A copy of bytes at a pointer that user mode has given. :raises AddressError: it may not read them itself."""
+        return self._engine.read_user(address, size)
+
+    def write_user(self, address: int, data: bytes) -> None:
+        """Write to a pointer that user mode has given. :raises AddressError: it may not write there itself."""
+        self._engine.write_user(address, data)
 
     def translate(self, address: int) -> Walk:
         """What the page tables say of a guest-virtual address."""

@@ -30,12 +30,13 @@ class Permission(IntFlag):
     USER = 8
 
     def __str__(self) -> str:
-        return "".join(
-            letter if self & flag else "-"
-            for letter, flag in zip(
-                "rwxu", (Permission.READ, Permission.WRITE, Permission.EXECUTE, Permission.USER), strict=True
-            )
-        )
+        return _PERMISSION_WORDS[int(self) & 15]
+
+
+_PERMISSION_WORDS = tuple(
+    "".join(letter if bits >> at & 1 else "-" for at, letter in enumerate("rwxu")) for bits in range(16)
+)
+"""``r-x-`` and the like, by number."""
 
 
 class Caching(IntEnum):
@@ -153,6 +154,12 @@ class AddressSpace(Protocol):
         :raises MappingError: misaligned, non-canonical, overlapping, or no table memory left.
         """
 
+    def map_all(self, mappings: Sequence[Mapping]) -> None:
+        """Map several ranges, all or none.
+
+        :raises MappingError: as :meth:`map`.
+        """
+
     def unmap(self, virtual: Gva, size: int) -> None:
         """Remove what is mapped there; large pages are split at the edges.
 
@@ -172,8 +179,11 @@ class AddressSpace(Protocol):
         AArch64 wants a large page out of all TLBs before smaller ones take its place ("break-before-make").
         """
 
-    def walk(self, virtual: Gva) -> Walk:
-        """Translate one address; tables that the guest has forged are no danger: a failed walk says why."""
+    def walk(self, virtual: Gva, root: Gpa | None = None) -> Walk:
+        """Translate one address; tables that the guest has forged are no danger: a failed walk says why.
+
+        ``root``: another top-level table than the machine's, which the guest has made (``IsaDebug.table_root``).
+        """
 
     def accessed_dirty(self, virtual: Gva, size: int, *, clear: bool = False) -> list[tuple[Gva, int, bool, bool]]:
         """``(page, page_size, accessed, dirty)`` of each mapped page of the range; optionally clears both bits.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rift_core.guest_memory import GuestMemory
     from rift_core.memory import Mapping, MemoryRegion, WalkStep
 
+_OWN_ROOT = (1 << 64) - 1  # the top-level table that the builder has made
 _CHUNK = 4096  # pages that one native look at accessed and dirty bits returns
 
 
@@ -143,13 +144,8 @@ class NativePageTables(ABC):
         :raises MappingError: as :meth:`map`.
         """
         mappings = self.ordered(mappings)
-        native = self._ffi.new(self._rows, len(mappings))
-        for at, mapping in enumerate(mappings):
-            row = native[at]
-            row.linear = mapping.virtual
-            row.physical = mapping.physical
-            row.size = mapping.size
-            row.flags, row.largest_page = self.mapping_flags(mapping)
+        rows = [(m.virtual, m.physical, m.size, *self.mapping_flags(m)) for m in mappings]
+        native = self._ffi.new(self._rows, rows)
         with self._lock:
             held = self._regions()
             status = self._functions["map"](self._tables, native, len(mappings), self._where, self._error)
@@ -197,13 +193,16 @@ class NativePageTables(ABC):
         """No: every edit is one that CPUs may watch."""
         return False
 
-    def walk(self, virtual: Gva) -> Walk:
-        """Translate one address; tables that the guest has forged are no danger: a failed walk says why."""
+    def walk(self, virtual: Gva, root: Gpa | None = None) -> Walk:
+        """Translate one address; tables that the guest has forged are no danger: a failed walk says why.
+
+        ``root``: another top-level table than the builder's own.
+        """
         if not 0 <= virtual < 1 << 64:
             return failed_walk(virtual, f"{virtual:#x} is not a 64-bit address")
         with self._lock:
             held = self._regions()
-            self._functions["walk"](self._tables, virtual, self._walk)
+            self._functions["walk"](self._tables, _OWN_ROOT if root is None else root, virtual, self._walk)
             del held
             return self.read_walk(virtual, self._walk)
 

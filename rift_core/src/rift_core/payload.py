@@ -69,6 +69,7 @@ def build_payload(config: MachineConfig, isa: str) -> BuiltPayload | None:
             simd=section.simd,
             pie=section.pie,
             runtime=section.runtime,
+            format=section.format,
             entry=None,  # [[threads]] say where they start
             doorbell=config.memory.doorbell,
             options=section.build_options,

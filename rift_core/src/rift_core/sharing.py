@@ -22,10 +22,14 @@ class Share:
         self.size = region.size
 
     def withdraw(self) -> None:
-        """The guest cannot reach the buffer any more when this returns. Twice is harmless."""
-        region, self._region = self._region, None
+        """The guest cannot reach the buffer any more when this returns. Twice is harmless.
+
+        :raises HypervisorError: the hypervisor refused; the guest still sees it, and this may be tried again.
+        """
+        region = self._region
         if region is not None and not self._engine.closing and not self._engine.forked:
             self._engine.remove_region(region.guest_address)
+        self._region = None
 
     def __enter__(self) -> Share:
         if self._region is None:

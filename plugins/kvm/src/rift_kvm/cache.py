@@ -15,7 +15,7 @@ from typing import Any
 
 from rift_kvm.measure import Measured
 
-_VERSION = 4
+_VERSION = 6
 """Raised when the experiments change."""
 
 _MOST_BYTES = 64 * 1024

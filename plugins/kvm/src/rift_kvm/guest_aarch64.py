@@ -25,6 +25,7 @@ _SCTLR = 0x30D0_0980  # the bits that are 1 where no feature gives them a meanin
 _CPACR_FPEN = 3 << 20  # floating point and vectors do not trap
 
 NOP = 0xD503_201F
+WFI = 0xD503_207F
 BRK = 0xD420_0000
 HVC = 0xD400_0002
 STORE_DONE = 0xF900_035F  # str xzr, [x26]

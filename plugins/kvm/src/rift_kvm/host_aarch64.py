@@ -47,6 +47,7 @@ HOST = Host(
     },
     exit_kinds=EXIT_KINDS | {ExitKind.POWER_OFF, ExitKind.RESET},
     optional_kinds={
+        ExitKind.HALT: ("halt_exit",),
         ExitKind.HYPERCALL: ("hypercall_exit",),
         ExitKind.MEMORY_FAULT: ("memory_fault_exit",),
         ExitKind.DEBUG: ("debug_single_step", "debug_hw_breakpoint", "debug_sw_breakpoint", "debug_watchpoint"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, TypeAlias
 
 from rift_core.backend import Watchpoint
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rift_kvm.vm import KvmVm
 
     Experiment: TypeAlias = "Callable[[ArmLaboratory], bool]"
+
+_HALT_SECONDS = 1.0
+"""The backend needs two hundredths."""
 
 _PAGE = 0x30_0000
 """Guest-physical address of a page that an experiment adds."""
@@ -165,6 +169,20 @@ def _hypercall(laboratory: ArmLaboratory) -> bool:
     return exit is not None and exit.kind is ExitKind.HYPERCALL and exit.address == 0x77
 
 
+def _halt(laboratory: ArmLaboratory) -> bool:
+    """WFI that nothing can end is an exit: KVM does not make it one, the binding finds out that the guest sleeps."""
+    laboratory.prepare(g.WFI)
+    timer = threading.Timer(_HALT_SECONDS, laboratory.vcpu.kick)
+    timer.start()
+    try:
+        exit = laboratory.vcpu.run()
+    finally:
+        timer.cancel()
+        timer.join()
+    laboratory.renew()  # with its kick, if there was one
+    return exit.kind is ExitKind.HALT and exit.address == g.CODE + 4
+
+
 def _step(user: bool) -> Experiment:
     def experiment(laboratory: ArmLaboratory) -> bool:
         laboratory.renew()
@@ -212,6 +230,7 @@ _CAPABILITIES: dict[str, Experiment] = {
     "readonly_memory": _read_only,
     "memory_fault_exit": _memory_fault,
     "hypercall_exit": _hypercall,
+    "halt_exit": _halt,
     "debug_single_step": _step(False),
     "debug_single_step_user": _step(True),
     "debug_hw_breakpoint": _hardware_breakpoint(False),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HLT = b"\xf4"
 _READ_ONLY, _UNBACKED = 0x10_0000, 0x11_0000
 _SYSCALL = b"\x0f\x05"
+_TRAP_FLAG = 1 << 8  # RFLAGS.TF
 
 INSTRUCTIONS: dict[str, tuple[bytes, int]] = {
     # movups xmm0,[rdi]; addps xmm0,xmm0; pxor xmm1,xmm1; cvtsi2sd xmm1,rax; movups [rdi],xmm0
@@ -275,6 +276,30 @@ def _watchpoint(user: bool) -> Experiment:
     return experiment
 
 
+def _breakpoint_failure(laboratory: X86Laboratory) -> bool:
+    exit = laboratory.attempt(b"\x90\xcc")
+    return (
+        exit is not None
+        and exit.kind is ExitKind.FAIL_ENTRY
+        and exit.size > 0
+        and exit.info[0] & 0xFF == 0xCC
+        and laboratory.rip() == g.CODE + 1
+    )
+
+
+def _breakpoint_vector(user: bool) -> Experiment:
+    return lambda laboratory: laboratory.faulted(laboratory.attempt(b"\x90\xcc\x90", user=user), 3)
+
+
+def _step_vector(user: bool) -> Experiment:
+    def experiment(laboratory: X86Laboratory) -> bool:
+        laboratory.prepare(b"\x90\x90", user=user)
+        laboratory.vcpu.write_registers({"rflags": 2 | _TRAP_FLAG})
+        return laboratory.faulted(laboratory.go_on(), 1)
+
+    return experiment
+
+
 def _software_interrupt(user: bool) -> Experiment:
     def experiment(laboratory: X86Laboratory) -> bool:
         return laboratory.faulted(laboratory.attempt(b"\xcd\x80", user=user), 0x80)  # int 0x80
@@ -299,6 +324,11 @@ _CAPABILITIES: dict[str, Experiment] = {
     "tsc_offset": _tsc_offset,
     "software_interrupts": _software_interrupt(False),
     "software_interrupts_user": _software_interrupt(True),
+    "breakpoint_failure": _breakpoint_failure,
+    "breakpoint_vector": _breakpoint_vector(False),
+    "breakpoint_vector_user": _breakpoint_vector(True),
+    "step_vector": _step_vector(False),
+    "step_vector_user": _step_vector(True),
     "debug_single_step": _step(False),
     "debug_single_step_user": _step(True),
     "debug_hw_breakpoint": _hardware_breakpoint(False),

@@ -11,8 +11,8 @@ from rift_core.errors import ForkedMachineError, HypervisorError, StateError, Un
 from rift_core.exits import Exit, ExitKind
 from rift_core.forks import WHOLE
 from rift_core.interrupts import HELD
+from rift_core.register_batches import Batches
 from rift_kvm.errors import check, ffi, lib, new_error, raise_error
-from rift_kvm.registers import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -146,6 +146,13 @@ class KvmVCpu:
             if self._error.code == _INVALID_ERROR:
                 raise HypervisorError("inject_exception", 0, f"{vector} is not the vector of an exception")
             raise_error(self._error)
+
+    def inject_interrupt(self, vector: int) -> None:
+        """Not here: without an interrupt controller nobody tells when the guest takes interrupts.
+
+        :raises UnsupportedError: always.
+        """
+        self._require("inject_interrupt")
 
     def set_debug(
         self,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from contextlib import nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rift_core.backend import Binding
@@ -13,11 +15,13 @@ from rift_core.forks import WHOLE
 from rift_core.host_memory import buffer_address
 from rift_core.interrupts import HELD
 from rift_core.memory import Permission
+from rift_core.register_batches import RegisterTable
 from rift_kvm.errors import check, ffi, lib, new_error, raise_error
-from rift_kvm.registers import RegisterTable
 from rift_kvm.vcpu import KvmVCpu
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from rift_core.backend import VmSpec
     from rift_core.exits import ExitHandler, ExitKind
     from rift_core.memory import Gpa, MemoryRegion
@@ -27,6 +31,7 @@ _DESCRIPTION_BYTES = 64 * 1024
 _LAST = 0xFFFF_FFFF_FFFF_FFFF
 
 
+@cache
 def host_binding() -> Binding:
     """The binding for this machine's own CPU."""
     native = lib.rift_kvm_host_binding()
@@ -58,7 +63,7 @@ class _Shared:
         error = new_error()
         if not lib.rift_kvm_binding_check(binding):
             raise HypervisorError("rift_kvm_binding", 0, f"it is of version {binding.version}, not of this backend's")
-        self.registers = RegisterTable(binding)
+        self.registers = RegisterTable(ffi, binding.registers, binding.register_count)
         descriptor = check(lib.rift_kvm_device_open(device.encode(), error), error)
         try:
             size = ffi.new("size_t *", _DESCRIPTION_BYTES)
@@ -199,6 +204,16 @@ class KvmVm:
         with self.lock:
             self._check_open()
             check(lib.rift_kvm_vm_flush(self.native, self._error), self._error)
+
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
+        """Clean the data caches and drop the instruction caches of the host's CPUs; on x86 they are coherent."""
+        with self.lock:
+            self._check_open()
+            lib.rift_kvm_vm_code_changed(self.native, guest_address, size)
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """Nothing: the CPU's atomic instructions work across host and guest."""
+        return nullcontext()
 
     def install(self, handler: ExitHandler) -> None:
         """Install ``handler.native``; before the first vCPU is created.

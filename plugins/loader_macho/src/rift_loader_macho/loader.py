@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from macholib.mach_o import CPU_TYPE_NAMES
 
@@ -12,7 +12,7 @@ from rift_core.file_image import FileImage, read_image
 from rift_core.memory import Gva, Permission
 from rift_loader_macho._native import ffi, lib
 from rift_loader_macho.fixups import Fixups
-from rift_loader_macho.structure import ISAS, Load, MachoImage, Structure, read_structure, slices
+from rift_loader_macho.structure import ISAS, Load, MachoImage, Slice, Structure, read_structure, slices
 from rift_loader_macho.symbols import read_symbols
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def _is_macho(path: Path, head: bytes) -> bool:
     return False
 
 
-def _cpu_name(entry: Any) -> str:
+def _cpu_name(entry: Slice) -> str:
     if (entry.cpu, entry.subtype & 0xFFFFFF) == (lib.RIFT_MACHO_ARM64, _ARM64E):
         return "arm64e"
-    return str(CPU_TYPE_NAMES.get(int(entry.cpu), f"CPU type {int(entry.cpu):#x}")).replace("ARM64", "arm64")
+    return str(CPU_TYPE_NAMES.get(entry.cpu, f"CPU type {entry.cpu:#x}")).replace("ARM64", "arm64")
 
 
 def choose_image(file: FileImage, isa: str) -> MachoImage:
@@ -69,14 +69,14 @@ def choose_image(file: FileImage, isa: str) -> MachoImage:
 
     :raises BinaryError: there is none; the message lists what there is.
     """
-    entries, universal = slices(file)
-    if not universal:
+    entries = slices(file)
+    if not entries:
         return MachoImage.of(file, 0, file.size)
     names = tuple(_cpu_name(entry) for entry in entries)
-    loadable = {}
+    loadable: dict[str, Slice] = {}
     for entry, name in zip(entries, names, strict=True):
         if entry.cpu in ISAS and name != "arm64e":
-            loadable.setdefault(ISAS[entry.cpu], (entry, name))
+            loadable.setdefault(ISAS[entry.cpu], entry)
     if isa == "auto":
         from rift_core.assembly import host_isa
 
@@ -87,8 +87,7 @@ def choose_image(file: FileImage, isa: str) -> MachoImage:
         raise BinaryError(
             f"{file.path}: offset 0x8: the universal file holds {', '.join(names)}, and nothing for {wanted}{hint}"
         )
-    entry, name = loadable[isa]
-    return MachoImage.of(file, int(entry.offset), int(entry.size), names)
+    return MachoImage.of(file, loadable[isa].offset, loadable[isa].size, names)
 
 
 def _check_image(image: MachoImage, structure: Structure, isa: str) -> None:
@@ -163,6 +162,7 @@ def _load(path: Path, config: MachoConfig, isa: str) -> Binary | None:
         segments=tuple(_segment(image, load, slide) for load in loads),
         symbols=symbols,
         owner=image,
+        slide=slide,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from macholib import mach_o
 from macholib.ptypes import sizeof
@@ -110,8 +110,18 @@ class Structure:
         )
 
 
-def slices(file: FileImage) -> tuple[list[Any], bool]:
-    """Each image of the file as ``struct rift_macho_slice``, and whether the file is universal.
+class Slice(NamedTuple):
+    """Where an image lies in a universal file, and for which CPU; ``entry`` is the offset of its description."""
+
+    cpu: int
+    subtype: int
+    offset: int
+    size: int
+    entry: int
+
+
+def slices(file: FileImage) -> list[Slice]:
+    """The images of a universal file; empty for a thin one.
 
     :raises BinaryError: the list of a universal file is damaged.
     """
@@ -119,7 +129,8 @@ def slices(file: FileImage) -> tuple[list[Any], bool]:
     count = lib.rift_macho_slices(file.data, file.size, found, error)
     if count < 0:
         raise_error(file.path, error)
-    return [found[index] for index in range(count)], bool(found[0].entry)
+    entries = [Slice(s.cpu, s.subtype, s.offset, s.size, s.entry) for s in found[0:count]]
+    return entries if entries[0].entry else []
 
 
 def _parsed(image: MachoImage, kind: Any, at: int) -> Any:

@@ -17,6 +17,7 @@ User page (read, execute, user): the return stub of functions in user mode, whic
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from rift_core import doorbell
 
@@ -93,6 +94,7 @@ user_code:
 """The same as assembler source (GNU as), for readers and the test."""
 
 
+@lru_cache(maxsize=4)
 def supervisor_code(address: int) -> bytes:
     """The supervisor page's :data:`CODE_SIZE` bytes, for a doorbell at ``address``."""
     code = bytearray(_BREAKPOINT * CODE_SIZE)

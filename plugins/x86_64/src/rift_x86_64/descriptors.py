@@ -7,6 +7,7 @@ entries is the one that SYSCALL and SYSRET demand (APM volume 2, "SYSCALL and SY
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 KERNEL_CODE = 0x08
 KERNEL_DATA = 0x10
@@ -98,6 +99,10 @@ def gate(vector: int, handler: int, interrupt_stack: int | None = None, attribut
     )
 
 
+@lru_cache(maxsize=16)
 def idt(first: int, step: int = 16) -> bytes:
-    """An IDT of 256 entries whose handlers stand ``step`` bytes apart from ``first`` on."""
+    """An IDT of 256 entries whose handlers stand ``step`` bytes apart from ``first`` on.
+
+    Kept, because machines that are alike have their handlers at the same address.
+    """
     return b"".join(gate(vector, first + vector * step) for vector in range(256))

@@ -10,6 +10,7 @@ from rift_core.memory import Gva
 from rift_core.memory import Mapping as GuestMapping
 from rift_x86_64 import builtin_code, calls, entry, faults, paging, user_calls
 from rift_x86_64.config import PAGE_SIZES
+from rift_x86_64.debug import Debug
 from rift_x86_64.registers import GENERAL, REGISTERS
 from rift_x86_64.vectors import RUNTIME_SYMBOL, TABLE_SYMBOL, make_idt
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         RegisterAccess,
         ResultType,
     )
+    from rift_core.isa_debug import IsaDebug
     from rift_x86_64.config import X86_64Config
 
 _RSP_AND_RCX = ("rsp", "rcx")
@@ -61,6 +63,7 @@ class X86_64:  # noqa: N801 - the ISA's name
     keeps_accessed = True
     keeps_dirty = True
     default_vectors: tuple[str, ...] = (RUNTIME_SYMBOL, TABLE_SYMBOL)
+    debug: IsaDebug | None = Debug()
 
     def __init__(self, config: X86_64Config, features: CpuFeatures) -> None:
         largest = PAGE_SIZES[config.largest_page]

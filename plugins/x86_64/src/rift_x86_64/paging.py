@@ -5,6 +5,7 @@ SDM volume 3, chapter "Paging", 4-level paging; APM volume 2, chapter 5.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rift_core.errors import MappingError
@@ -63,8 +64,7 @@ def is_canonical(address: int) -> bool:
     return address in LOWER_HALF or address in UPPER_HALF
 
 
-def permission_flags(permissions: Permission) -> int:
-    """Bits of a leaf entry."""
+def _leaf_flags(permissions: Permission) -> int:
     flags = PRESENT
     if permissions & Permission.WRITE:
         flags |= WRITE
@@ -75,6 +75,14 @@ def permission_flags(permissions: Permission) -> int:
     return flags
 
 
+_LEAF_FLAGS = tuple(_leaf_flags(Permission(bits)) for bits in range(16))
+
+
+def permission_flags(permissions: Permission) -> int:
+    """Bits of a leaf entry."""
+    return _LEAF_FLAGS[int(permissions) & 15]
+
+
 def check_range(virtual: int, size: int, permissions: Permission, what: str) -> None:
     """Check the virtual side of a range.
 
@@ -83,21 +91,27 @@ def check_range(virtual: int, size: int, permissions: Permission, what: str) -> 
 
     :raises MappingError: misaligned, empty, non-canonical or forbidden.
     """
+    problem = _range_problem(virtual, size, permissions)
+    if problem:
+        raise MappingError(f"{what}: {problem}")
+
+
+def _range_problem(virtual: int, size: int, permissions: Permission) -> str:
     if virtual % SMALL_PAGE or size % SMALL_PAGE:
-        raise MappingError(f"{what}: address and size must be multiples of {SMALL_PAGE:#x}")
+        return f"address and size must be multiples of {SMALL_PAGE:#x}"
     if size <= 0:
-        raise MappingError(f"{what}: the range is empty")
+        return "the range is empty"
     last = virtual + size - 1
     if not (virtual in LOWER_HALF and last in LOWER_HALF) and not (virtual in UPPER_HALF and last in UPPER_HALF):
-        raise MappingError(
-            f"{what}: not canonical; x86-64 has 0x0-{LOWER_HALF.stop - 1:#x} "
-            f"and {UPPER_HALF.start:#x}-{UPPER_HALF.stop - 1:#x}"
+        return (
+            f"not canonical; x86-64 has 0x0-{LOWER_HALF.stop - 1:#x} and {UPPER_HALF.start:#x}-{UPPER_HALF.stop - 1:#x}"
         )
-    if permissions & Permission.USER and last == LOWER_HALF.stop - 1:
-        raise MappingError(
-            f"{what}: user mode must not have the last page below {LOWER_HALF.stop:#x} "
+    if last == LOWER_HALF.stop - 1 and permissions & Permission.USER:
+        return (
+            f"user mode must not have the last page below {LOWER_HALF.stop:#x} "
             "(a SYSCALL at its end has no canonical return address); end the mapping one page earlier"
         )
+    return ""
 
 
 def check_mapping(mapping: Mapping) -> None:
@@ -105,16 +119,22 @@ def check_mapping(mapping: Mapping) -> None:
 
     :raises MappingError: misaligned, empty, non-canonical, out of physical reach, unknown caching or page size.
     """
-    what = f"mapping {mapping}"
-    check_range(mapping.virtual, mapping.size, mapping.permissions, what)
-    if mapping.physical % SMALL_PAGE:
-        raise MappingError(f"{what}: guest-physical {mapping.physical:#x} is not a multiple of {SMALL_PAGE:#x}")
-    if mapping.physical < 0 or mapping.physical + mapping.size > PHYSICAL_LIMIT:
-        raise MappingError(f"{what}: guest-physical {mapping.physical:#x} is beyond the 52 bits of a page-table entry")
-    if mapping.largest_page and mapping.largest_page < SMALL_PAGE:
-        raise MappingError(f"{what}: largest_page {mapping.largest_page:#x} is smaller than a page")
+    problem = _range_problem(mapping.virtual, mapping.size, mapping.permissions) or _target_problem(mapping)
+    if problem:
+        raise MappingError(f"mapping {mapping}: {problem}")
+
+
+def _target_problem(mapping: Mapping) -> str:
+    physical = mapping.physical
+    if physical % SMALL_PAGE:
+        return f"guest-physical {physical:#x} is not a multiple of {SMALL_PAGE:#x}"
+    if physical < 0 or physical + mapping.size > PHYSICAL_LIMIT:
+        return f"guest-physical {physical:#x} is beyond the 52 bits of a page-table entry"
+    if 0 != mapping.largest_page < SMALL_PAGE:
+        return f"largest_page {mapping.largest_page:#x} is smaller than a page"
     if mapping.caching not in CACHING_FLAGS:
-        raise MappingError(f"{what}: unknown caching {mapping.caching!r}")
+        return f"unknown caching {mapping.caching!r}"
+    return ""
 
 
 def ordered(mappings: Iterable[Mapping]) -> list[Mapping]:
@@ -134,8 +154,12 @@ def ordered(mappings: Iterable[Mapping]) -> list[Mapping]:
 
 def largest_page_of(mapping: Mapping, largest_page: int) -> int:
     """Largest usable page size for ``mapping`` on a CPU with pages up to ``largest_page``."""
-    bound = min(mapping.largest_page or largest_page, largest_page)
-    return max((size for size in PAGE_SIZES if size <= bound), default=SMALL_PAGE)
+    return _largest_page(mapping.largest_page or largest_page, largest_page)
+
+
+@lru_cache(maxsize=64)
+def _largest_page(wanted: int, largest_page: int) -> int:
+    return max((size for size in PAGE_SIZES if size <= min(wanted, largest_page)), default=SMALL_PAGE)
 
 
 def tables_needed(mappings: Sequence[Mapping], largest_page: int) -> int:
@@ -143,18 +167,28 @@ def tables_needed(mappings: Sequence[Mapping], largest_page: int) -> int:
 
     Exact for mappings that do not overlap; malformed ones count as far as they go.
     """
-    last = [-1, -1, -1]  # of the tables counted so far, per level
-    needed = 0
-    for mapping in sorted(mappings, key=lambda m: m.virtual & LINEAR_MASK):
+    spans = []
+    for mapping in mappings:
         start = mapping.virtual & LINEAR_MASK
         end = min(start + max(mapping.size, 1), 1 << 48)
-        page = largest_page_of(mapping, largest_page)
-        for level in range(3):  # 0: page tables (2 MiB each), 1: page directories (1 GiB), 2: PDPTs (512 GiB)
-            for low, high in _spans(start, end, mapping.physical, page, level):
-                first = max(low, last[level] + 1)
-                if high >= first:
-                    needed += high - first + 1
-                    last[level] = high
+        page = _largest_page(mapping.largest_page or largest_page, largest_page)
+        spans.append((start, end, page, mapping.physical))
+    spans.sort()
+    needed = 0
+    for level, shift in enumerate((21, 30, 39)):  # what a page table, a page directory and a PDPT cover
+        last = -1  # of the tables counted so far
+        for start, end, page, physical in spans:
+            low, high = start >> shift, (end - 1) >> shift
+            if low == high and (end - start) >> shift == 0:  # too short for a leaf of that size
+                if low > last:
+                    needed += 1
+                    last = low
+                continue
+            for first, after in _spans(start, end, physical, page, level):
+                first = max(first, last + 1)
+                if after >= first:
+                    needed += after - first + 1
+                    last = after
     return needed
 
 

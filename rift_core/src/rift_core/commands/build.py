@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -14,6 +15,7 @@ import click
 @click.option("--compiler", metavar="NAME", help="gcc, clang, or a path; default: RIFT_CC, else what is there.")
 @click.option("--simd", is_flag=True, help="Let the compiler use vector and floating-point registers.")
 @click.option("--pie", is_flag=True, help="Make a static PIE, to be loaded anywhere.")
+@click.option("--format", type=click.Choice(["elf", "macho"]), help="Default: Mach-O on macOS, else ELF.")
 @click.option("-O", "optimize", default="2", show_default=True, metavar="LEVEL", help="Optimization level.")
 @click.option("--entry", default="main", show_default=True, help="Where a thread starts.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the compiler's command line.")
@@ -24,6 +26,7 @@ def command(
     compiler: str | None,
     simd: bool,
     pie: bool,
+    format: Literal["elf", "macho"] | None,
     optimize: str,
     entry: str,
     verbose: bool,
@@ -38,6 +41,7 @@ def command(
         compiler=compiler,
         simd=simd,
         pie=pie,
+        format=format,
         optimize=optimize,
         entry=entry,
         verbose=click.echo if verbose else None,

@@ -1,9 +1,9 @@
+#include "rift_section.h" /* before all declarations */
+
 #include "rift_format.h"
 
 #include <stdbool.h>
 #include <stdint.h>
-
-#define SECTION(name) __attribute__((section(".rift.text." #name)))
 
 enum { CHUNK = 120, DIGITS = 24 }; /* DIGITS: 2^64 has 22 in octal */
 
@@ -21,31 +21,31 @@ struct conversion {
     char length;          /* 'H' for hh, 'h', 'l', 'q' for ll, 'z', 't', 'j', or 0 */
 };
 
-SECTION(format) static void flush(struct output *output) {
+RIFT_RUNTIME(format) static void flush(struct output *output) {
     if (output->used)
         output->sink(output->context, output->chunk, output->used);
     output->total += output->used;
     output->used = 0;
 }
 
-SECTION(format) static void put(struct output *output, char character) {
+RIFT_RUNTIME(format) static void put(struct output *output, char character) {
     if (output->used == CHUNK)
         flush(output);
     output->chunk[output->used++] = character;
 }
 
-SECTION(format) static void put_bytes(struct output *output, const char *text, size_t bytes) {
+RIFT_RUNTIME(format) static void put_bytes(struct output *output, const char *text, size_t bytes) {
     while (bytes--)
         put(output, *text++);
 }
 
-SECTION(format) static void pad(struct output *output, char character, int count) {
+RIFT_RUNTIME(format) static void pad(struct output *output, char character, int count) {
     while (count-- > 0)
         put(output, character);
 }
 
 /* Writes the digits of `value` that end before `end` and returns the first. */
-SECTION(format) static char *digits(char *end, uint64_t value, unsigned base, bool capital) {
+RIFT_RUNTIME(format) static char *digits(char *end, uint64_t value, unsigned base, bool capital) {
     const char letters = (char)((capital ? 'A' : 'a') - 10);
     if (base == 10) {
         /* 32-bit division is several times cheaper than 64-bit on older CPUs. */
@@ -63,7 +63,7 @@ SECTION(format) static char *digits(char *end, uint64_t value, unsigned base, bo
     return end;
 }
 
-SECTION(format) static void put_number(struct output *output, const struct conversion *conversion, uint64_t value,
+RIFT_RUNTIME(format) static void put_number(struct output *output, const struct conversion *conversion, uint64_t value,
                                        const char *prefix, unsigned base, bool capital) {
     char text[DIGITS];
     char *const end = text + DIGITS;
@@ -92,7 +92,7 @@ SECTION(format) static void put_number(struct output *output, const struct conve
         pad(output, ' ', room);
 }
 
-SECTION(format) static void put_text(struct output *output, const struct conversion *conversion, const char *text) {
+RIFT_RUNTIME(format) static void put_text(struct output *output, const struct conversion *conversion, const char *text) {
     if (!text)
         text = "(null)";
     int bytes = 0;
@@ -110,7 +110,7 @@ struct arguments {
     va_list list;
 };
 
-SECTION(format) static int64_t signed_argument(struct arguments *arguments, char length) {
+RIFT_RUNTIME(format) static int64_t signed_argument(struct arguments *arguments, char length) {
     switch (length) {
     case 'H':
         return (signed char)va_arg(arguments->list, int);
@@ -123,7 +123,7 @@ SECTION(format) static int64_t signed_argument(struct arguments *arguments, char
     }
 }
 
-SECTION(format) static uint64_t unsigned_argument(struct arguments *arguments, char length) {
+RIFT_RUNTIME(format) static uint64_t unsigned_argument(struct arguments *arguments, char length) {
     switch (length) {
     case 'H':
         return (unsigned char)va_arg(arguments->list, unsigned);
@@ -137,7 +137,7 @@ SECTION(format) static uint64_t unsigned_argument(struct arguments *arguments, c
 }
 
 /* A decimal number or '*', bounded: a width of a billion would only be a way to hang. */
-SECTION(format) static int read_count(const char **format, struct arguments *arguments) {
+RIFT_RUNTIME(format) static int read_count(const char **format, struct arguments *arguments) {
     if (**format == '*') {
         ++*format;
         return va_arg(arguments->list, int);
@@ -149,7 +149,7 @@ SECTION(format) static int read_count(const char **format, struct arguments *arg
     return count;
 }
 
-SECTION(format) static struct conversion read_conversion(const char **format, struct arguments *arguments) {
+RIFT_RUNTIME(format) static struct conversion read_conversion(const char **format, struct arguments *arguments) {
     struct conversion conversion = {.precision = -1};
     for (bool flags = true; flags;) {
         switch (**format) {
@@ -198,7 +198,7 @@ SECTION(format) static struct conversion read_conversion(const char **format, st
 }
 
 /* Returns false where the conversion is unknown. */
-SECTION(format) static bool convert(struct output *output, struct conversion *conversion, char kind,
+RIFT_RUNTIME(format) static bool convert(struct output *output, struct conversion *conversion, char kind,
                                     struct arguments *arguments) {
     switch (kind) {
     case 'd':
@@ -245,7 +245,7 @@ SECTION(format) static bool convert(struct output *output, struct conversion *co
     }
 }
 
-SECTION(format) size_t rift_format(rift_sink_fn *sink, void *context, const char *format, va_list list) {
+RIFT_RUNTIME(format) size_t rift_format(rift_sink_fn *sink, void *context, const char *format, va_list list) {
     struct output output;
     output.sink = sink;
     output.context = context;
@@ -276,7 +276,7 @@ struct buffer {
     size_t bytes, used;
 };
 
-SECTION(snprintf) static void to_buffer(void *context, const char *text, size_t bytes) {
+RIFT_RUNTIME(snprintf) static void to_buffer(void *context, const char *text, size_t bytes) {
     struct buffer *buffer = context;
     for (; bytes; --bytes, ++buffer->used) {
         if (buffer->used + 1 < buffer->bytes)
@@ -284,7 +284,7 @@ SECTION(snprintf) static void to_buffer(void *context, const char *text, size_t 
     }
 }
 
-SECTION(snprintf) int rift_vsnprintf(char *text, size_t bytes, const char *format, va_list arguments) {
+RIFT_RUNTIME(snprintf) int rift_vsnprintf(char *text, size_t bytes, const char *format, va_list arguments) {
     struct buffer buffer = {.text = text, .bytes = bytes, .used = 0};
     const size_t total = rift_format(to_buffer, &buffer, format, arguments);
     if (bytes)
@@ -292,7 +292,7 @@ SECTION(snprintf) int rift_vsnprintf(char *text, size_t bytes, const char *forma
     return (int)total;
 }
 
-SECTION(snprintf) int rift_snprintf(char *text, size_t bytes, const char *format, ...) {
+RIFT_RUNTIME(snprintf) int rift_snprintf(char *text, size_t bytes, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     const int total = rift_vsnprintf(text, bytes, format, arguments);

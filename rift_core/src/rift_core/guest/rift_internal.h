@@ -2,10 +2,9 @@
 #ifndef RIFT_INTERNAL_H
 #define RIFT_INTERNAL_H
 
-#include "rift_guest.h"
+#include "rift_section.h" /* before all declarations */
 
-/* Sections that the linker leaves out where nothing refers to them; the payload's own stay whatever happens. */
-#define RIFT_RUNTIME(name) __attribute__((section(".rift.text." #name)))
+#include "rift_guest.h"
 
 /* Called by the ISA's vectors. Nonzero: go on at the frame; zero: report it to the host. */
 int rift_exception_dispatch(struct rift_frame *frame, uintptr_t fault_address);

@@ -26,7 +26,7 @@ from rift_core.errors import HypervisorError
 from rift_core.testing.backend_exits import ExitTests, SupervisorTests
 from rift_core.testing.backend_memory import MemoryTests
 from rift_core.testing.backend_native import NativeHandlerTests
-from rift_core.testing.backend_vcpus import KickTests, LifeTests, OwnershipTests, RegisterTests
+from rift_core.testing.backend_vcpus import AtomicTests, KickTests, LifeTests, OwnershipTests, RegisterTests
 from rift_core.testing.bench import SECONDS, UNMAPPED, Bench, Worker
 from rift_core.testing.faults import CALLS, FaultInjecting
 from rift_core.testing.guests import Guests, guests_for
@@ -53,7 +53,19 @@ _SWALLOWED = frozenset({"unmap_memory"})
 _FROM_FINALIZERS = frozenset({"park"})
 """Called when a thread ends, where nobody is left to take an error."""
 
-_UNUSED = frozenset({"inject_exception", "install", "read_registers", "restore", "save", "set_debug", "unmap_memory"})
+_UNUSED = frozenset(
+    {
+        "code_changed",
+        "inject_exception",
+        "inject_interrupt",
+        "install",
+        "read_registers",
+        "restore",
+        "save",
+        "set_debug",
+        "unmap_memory",
+    }
+)
 """Calls that a machine without handlers and debuggers has no need of."""
 
 
@@ -64,6 +76,7 @@ class BackendConformance(
     RegisterTests,
     KickTests,
     OwnershipTests,
+    AtomicTests,
     NativeHandlerTests,
     LifeTests,
 ):

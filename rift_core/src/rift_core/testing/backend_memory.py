@@ -10,7 +10,7 @@ from rift_core.errors import HypervisorError
 from rift_core.exits import ExitKind
 from rift_core.host_memory import HostMemory
 from rift_core.memory import Gpa, MemoryRegion, Permission
-from rift_core.testing.bench import DATA, EXTRA, RAM, RAM_SIZE, Bench
+from rift_core.testing.bench import CODE, DATA, EXTRA, RAM, RAM_SIZE, Bench
 from rift_core.testing.guests import DEVICE
 from rift_core.testing.requirements import requires
 
@@ -111,6 +111,18 @@ class MemoryTests:
         bench.finish(vcpu)
         for n in range(count):
             bench.vm.unmap_memory(Gpa(EXTRA + 0x2000 * n))
+
+    def test_instructions_that_the_host_has_changed(self, bench: Bench) -> None:
+        g = bench.guests
+        vcpu = bench.vcpu(g.store(DEVICE, 4, 1) + g.end())
+        for value in (1, 2, 3):
+            code = g.store(DEVICE, 4, value) + g.end()
+            bench.memory[CODE : CODE + len(code)] = code
+            bench.vm.code_changed(Gpa(CODE), len(code))
+            vcpu.write_registers({bench.isa.program_counter: CODE})
+            assert bench.run(vcpu).value == value
+            bench.finish(vcpu)
+        bench.vm.code_changed(Gpa(EXTRA), 0x1000)  # there is nothing
 
     @requires("readonly_memory")
     def test_read_only_region(self, bench: Bench) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core.backend import Watchpoint
+from rift_core.capabilities import unknown
 from rift_core.errors import HypervisorError, StateError, UnsupportedError
 from rift_core.exits import ExitKind
 from rift_core.testing.bench import CODE, DATA, SECONDS, Bench, Worker
@@ -305,6 +306,17 @@ class OwnershipTests:
         assert bench.number(DATA) == 1000
 
 
+class AtomicTests:
+    """``Vm.atomic``: the host's steps on guest words are atomic for the guest, and the guest's for the host."""
+
+    def test_outside_of_the_guest(self, bench: Bench) -> None:
+        with bench.vm.atomic(), bench.vm.atomic():
+            bench.put(DATA, 1)
+        vcpu = bench.vcpu(bench.guests.add(DATA, 3) + bench.guests.end())
+        bench.finish(vcpu)
+        assert bench.number(DATA) == 4
+
+
 class LifeTests:
     """Saved state, closing, what is refused."""
 
@@ -371,6 +383,7 @@ class LifeTests:
             "debug_sw_breakpoint": lambda: vcpu.set_debug(software=True),
             "debug_watchpoint": lambda: vcpu.set_debug(watchpoints=[Watchpoint(DATA, 8, "write")]),
             "inject_exception": lambda: vcpu.inject_exception(*bench.guests.injected),
+            "inject_interrupt": lambda: vcpu.inject_interrupt(0x40),
         }
         for name in calls.keys() - bench.vm.capabilities:
             with pytest.raises(UnsupportedError, match=name):
@@ -379,6 +392,7 @@ class LifeTests:
     def test_vm_tells_what_the_probe_told(self, bench: Bench) -> None:
         assert bench.vm.capabilities == bench.probe.capabilities
         assert bench.vm.exit_kinds == bench.probe.exit_kinds
+        assert not unknown(bench.probe.capabilities), "names that are not in rift_core.capabilities, and without a dot"
         assert ExitKind.MMIO in bench.vm.exit_kinds
         assert ExitKind.INTERRUPTED in bench.vm.exit_kinds
 

@@ -11,6 +11,7 @@ import errno
 import json
 import threading
 import zlib
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rift_core.backend import Binding, CpuFeatures, Limits, ProbeResult
@@ -21,6 +22,7 @@ from rift_core.testing.fake_memory import PhysicalMemory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from rift_core.backend import VmSpec, Watchpoint
     from rift_core.exits import ExitHandler
@@ -212,6 +214,10 @@ class FakeVCpu:
         self._drop_scratch()
         self._queued = inject(self._state, self._memory, vector, code)
 
+    def inject_interrupt(self, vector: int) -> None:
+        self._mine()
+        raise UnsupportedError(f"fake/{self._vm.isa} has no capability inject_interrupt")
+
     def set_debug(
         self,
         *,
@@ -376,9 +382,15 @@ class FakeVm:
         except AddressError as error:
             raise HypervisorError("unmap_memory", errno.ENOENT, str(error)) from error
 
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
+        self.flush_translations()
+
     def flush_translations(self) -> None:
         for vcpu in list(self._vcpus.values()):
             vcpu.drop_translations()
+
+    def atomic(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def install(self, handler: ExitHandler) -> None:
         self._check_open()

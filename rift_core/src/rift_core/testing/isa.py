@@ -31,7 +31,7 @@ from rift_core import doorbell, hookspecs
 from rift_core.backend import CpuFeatures
 from rift_core.errors import MappingError
 from rift_core.exits import Exit, ExitKind
-from rift_core.isa import Area, Argument, EntryState, ResultType, SystemState
+from rift_core.isa import Area, Argument, EntryState, GuestFault, ResultType, SystemState
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
 from rift_core.plugin import PROJECT, PluginInfo
 from rift_core.testing.paging_model import (
@@ -43,6 +43,7 @@ from rift_core.testing.paging_model import (
     disjoint,
     mapping_strategy,
 )
+from rift_core.testing.tools import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -156,7 +157,88 @@ class IsaConformance:
             assert half.stop % isa.page_sizes[0] == 0
             assert 0 <= half.start < half.stop <= 1 << 64
 
+    def test_debuggers_views_are_sound(self, isa: Isa) -> None:
+        views = [(register, register.debug) for register in isa.registers if register.debug is not None]
+        names = [view.name for _, view in views]
+        assert len(names) == len(set(names))
+        assert set(names).isdisjoint(view.also for _, view in views)
+        assert (isa.debug is not None) == bool(views)
+        for register, view in views:
+            assert view.bits % 8 == 0, view.name
+            assert view.shift == 0 or view.shift + view.bits <= register.bits, view.name
+            places = [bit for field in view.fields for bit in range(field.first, field.last + 1)]
+            assert len(places) == len(set(places)), f"{view.name}: bit fields overlap"
+            assert all(bit < view.bits for bit in places), view.name
+            assert bool(view.fields) == (view.type == "flags"), view.name
+            assert view.type != "vector" or view.bits == 128, view.name
+        roles = {view.role: register.name for register, view in views if view.role}
+        if isa.debug is not None:
+            assert roles["pc"] == isa.program_counter
+            assert roles["sp"] == isa.stack_pointer
+            assert roles["fp"] == isa.frame_pointer
+            assert isa.debug.breakpoint
+            assert "linux" not in isa.debug.triple
+
+    @pytest.mark.parametrize("privilege", ["supervisor", "user"])
+    def test_debuggers_know_where_a_thread_stands(self, isa: Isa, privilege: Privilege) -> None:
+        if isa.debug is None:
+            session().skip(f"guests of {isa.name} cannot be debugged")
+        guest = _Guest(isa, privilege)
+        state = guest.state()
+        registers = isa.thread_registers(guest.system, guest.areas, state)
+        vcpu = FakeRegisters(registers)
+        place = isa.debug.place(vcpu)
+        assert (place.pc, place.sp, place.privilege) == (state.entry, registers[isa.stack_pointer], privilege)
+        for half in isa.virtual_ranges:
+            root = isa.debug.table_root(vcpu, Gva(half.start))
+            assert root == TABLES_AT or len(isa.virtual_ranges) > 1
+        assert isa.debug.table_root(vcpu, state.entry) == state.root
+
+    def test_an_undone_fault_leaves_the_vcpu_at_its_instruction(self, isa: Isa) -> None:
+        if isa.debug is None:
+            session().skip(f"guests of {isa.name} cannot be debugged")
+        for privilege in ("supervisor", "user"):
+            guest = _Guest(isa, privilege)
+            registers = isa.thread_registers(guest.system, guest.areas, guest.state())
+            fault = GuestFault(
+                vector=255, name="made up", pc=registers[isa.program_counter], sp=registers[isa.stack_pointer],
+                address=None, code=None, words="", user=privilege == "user", registers=registers,
+            )  # fmt: skip
+            kernel = _Guest(isa, "supervisor")  # whose vectors have taken the exception
+            other = isa.thread_registers(kernel.system, kernel.areas, kernel.state())
+            vcpu = FakeRegisters({**other, isa.program_counter: 0x1234, isa.stack_pointer: 0x5678})
+            isa.debug.undo_fault(fault, vcpu)
+            place = isa.debug.place(vcpu)
+            assert (place.pc, place.sp, place.privilege) == (fault.pc, fault.sp, privilege)
+            assert isa.debug.debug_event(fault, vcpu) is None
+            assert isa.debug.signal(fault) in ("SIGSEGV", "SIGILL", "SIGFPE", "SIGBUS", "SIGTRAP")
+
+    def test_registers_of_a_core_file(self, isa: Isa) -> None:
+        if isa.debug is None:
+            session().skip(f"guests of {isa.name} cannot be debugged")
+        everything = {r.name: (1 << r.bits) - 2 for r in isa.registers}
+        general = isa.debug.core_registers(everything)
+        assert len(general) % 8 == 0
+        assert len(isa.debug.core_registers({})) == len(general)
+        marked = isa.debug.core_registers({isa.program_counter: 0x1122_3344_5566_7788})
+        assert (0x1122_3344_5566_7788).to_bytes(8, "little") in marked
+        for values in (everything, {}):
+            for note in isa.debug.core_notes(values):
+                assert note.owner
+                assert len(note.content) % 4 == 0
+
     # -- page tables -----------------------------------------------------------------------------
+
+    def test_walk_from_another_root(self, isa: Isa, make: Callable[..., Tables]) -> None:
+        page = isa.page_sizes[0]
+        start = isa.virtual_ranges[0].start + isa.page_sizes[-1]
+        tables = make((Mapping(Gva(start), Gpa(0), page, Permission.READ),))
+        space = tables.space
+        assert space.walk(Gva(start), space.root) == space.walk(Gva(start))
+        for root in (TABLES_AT - page, 1 << 51, 0):
+            walk = space.walk(Gva(start), Gpa(root))
+            assert walk.physical is None
+            assert walk.reason
 
     @cases(60)
     @given(data=st.data())

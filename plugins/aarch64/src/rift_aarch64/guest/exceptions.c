@@ -57,5 +57,5 @@ RIFT_RUNTIME(fault_access) int rift_fault_access(uint64_t vector, uint64_t error
 }
 
 RIFT_RUNTIME(frame_pc) uintptr_t *rift_frame_pc(struct rift_frame *frame) {
-    return &frame->pc;
+    return (uintptr_t *)&frame->pc; /* uint64_t is another type of the same size on some systems */
 }

@@ -1,9 +1,11 @@
 /* Copying and filling, 16 bytes at a time. memcpy goes forward and loads each piece before it stores it, which memmove
  * relies on. Only general registers. */
-    .section .rift.text.memcpy, "ax", @progbits
-    .globl memcpy
-    .type memcpy, @function
-memcpy:
+#include "rift_assembler.h"
+
+    RIFT_CODE(.rift.text.memcpy)
+    RIFT_GLOBAL(memcpy)
+    RIFT_FUNCTION(memcpy)
+RIFT_C(memcpy):
     mov x3, x0
     subs x2, x2, #16
     b.lo 2f
@@ -18,12 +20,12 @@ memcpy:
     strb w4, [x3], #1
     b.ne 3b
 4:  ret
-    .size memcpy, . - memcpy
+    RIFT_END(memcpy)
 
-    .section .rift.text.memset, "ax", @progbits
-    .globl memset
-    .type memset, @function
-memset:
+    RIFT_CODE(.rift.text.memset)
+    RIFT_GLOBAL(memset)
+    RIFT_FUNCTION(memset)
+RIFT_C(memset):
     mov x3, x0
     mov x5, #0x0101010101010101
     and x4, x1, #0xff
@@ -39,6 +41,6 @@ memset:
     strb w4, [x3], #1
     b.ne 3b
 4:  ret
-    .size memset, . - memset
+    RIFT_END(memset)
 
-    .section .note.GNU-stack, "", @progbits
+    RIFT_END_OF_FILE

@@ -8,6 +8,7 @@
  *
  * Before anything is stored there, the stack is looked at (misaligned, or AT says that it cannot be written): an exception
  * without a stack is reported at once. So PAR_EL1 is not preserved, and TPIDR_EL1 is the vectors' own. */
+#include "rift_assembler.h"
 #include "rift_doorbell.h"
 
 /* struct rift_frame */
@@ -80,21 +81,21 @@
     eret
     .endm
 
-    .section .rift.text.vectors, "ax", @progbits
-    .globl rift_vectors
-    .type rift_vectors, @function
+    RIFT_CODE(.rift.text.vectors)
+    RIFT_GLOBAL(rift_vectors)
+    RIFT_FUNCTION(rift_vectors)
     .balign 2048
-rift_vectors:
+RIFT_C(rift_vectors):
     .irp from_el0, 0, 0, 1, 1 /* EL1t, EL1h, EL0, EL0 in AArch32 */
     .irp kind, 0, 1, 2, 3
     entry \from_el0, \kind
     .endr
     .endr
     .balign 128
-    .size rift_vectors, . - rift_vectors
+    RIFT_END(rift_vectors)
 
     /* X0: kind, X1: ESR_EL1, X30: where to report; X0 and X1 are in the frame at SP already. */
-    .type common_1, @function
+    RIFT_FUNCTION(common_1)
 common_1:
     stp x2, x3, [sp, #16]
     lsr x2, x1, #26
@@ -108,9 +109,9 @@ common_1:
     str x8, [x30, #RIFT_DOORBELL_USER_CALL]
     mrs x30, tpidr_el1 /* the host has put the answer into X0 */
     eret
-    .size common_1, . - common_1
+    RIFT_END(common_1)
 
-    .type common_0, @function
+    RIFT_FUNCTION(common_0)
 common_0:
     stp x2, x3, [sp, #16]
 common:
@@ -163,7 +164,7 @@ common:
     mrs x10, fpcr
     stp x9, x10, [sp]
 #endif
-    bl rift_exception_dispatch
+    bl RIFT_C(rift_exception_dispatch)
 #ifdef RIFT_SIMD
     ldp x9, x10, [sp]
     msr fpsr, x9
@@ -209,6 +210,6 @@ common:
 resume:
     mrs x30, tpidr_el1
     eret
-    .size common_0, . - common_0
+    RIFT_END(common_0)
 
-    .section .note.GNU-stack, "", @progbits
+    RIFT_END_OF_FILE

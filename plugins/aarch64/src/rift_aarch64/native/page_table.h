@@ -98,7 +98,8 @@ int rift_aarch64_tables_protect(struct rift_aarch64_tables *tables, uint64_t lin
 /* Whether unmap or protect of this range would cut a large page or a contiguous run; the tables stay as they are. */
 int rift_aarch64_tables_splits(struct rift_aarch64_tables *tables, uint64_t linear, uint64_t size);
 
-void rift_aarch64_tables_walk(const struct rift_aarch64_tables *tables, uint64_t linear,
+/* `root`: the table of level 0 to begin with; UINT64_MAX: the one that was built here for this half. */
+void rift_aarch64_tables_walk(const struct rift_aarch64_tables *tables, uint64_t root, uint64_t linear,
                               struct rift_aarch64_walk *walk);
 
 /* Lists the mapped pages of the range, at most `capacity` of them; `*next` is where to go on, or `linear + size`

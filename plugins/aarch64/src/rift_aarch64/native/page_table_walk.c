@@ -56,9 +56,9 @@ static void finish(const struct rift_aarch64_tables *tables, struct rift_aarch64
         walk->status = RIFT_AARCH64_ACCESS_FLAG;
 }
 
-void rift_aarch64_tables_walk(const struct rift_aarch64_tables *tables, uint64_t linear,
+void rift_aarch64_tables_walk(const struct rift_aarch64_tables *tables, uint64_t root, uint64_t linear,
                               struct rift_aarch64_walk *walk) {
-    uint64_t table = root_of(tables, linear), limits = 0;
+    uint64_t table = root == UINT64_MAX ? root_of(tables, linear) : root & ~(page_size(tables) - 1), limits = 0;
     *walk = (struct rift_aarch64_walk){.writable = 1, .user = 1, .executable = 1};
     if (canonical(linear) != linear) {
         walk->status = RIFT_AARCH64_NOT_CANONICAL;

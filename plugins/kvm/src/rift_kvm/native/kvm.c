@@ -28,6 +28,11 @@ static uint32_t choose_id(struct rift_kvm_vm *vm, uint32_t index) {
     return id;
 }
 
+static void interrupt(struct rift_kvm_cpu *cpu) {
+    struct rift_kvm_vcpu *vcpu = (struct rift_kvm_vcpu *)((uintptr_t)cpu - offsetof(struct rift_kvm_vcpu, cpu));
+    rift_kvm_control_interrupt(vcpu->control);
+}
+
 struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t index, int on_main, int signal,
                                            struct rift_error *error) {
     struct rift_kvm_vcpu *vcpu = calloc(1, sizeof(*vcpu));
@@ -37,7 +42,7 @@ struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t inde
     }
     vcpu->vm = vm;
     vcpu->on_main = on_main;
-    vcpu->cpu = (struct rift_kvm_cpu){.machine = &vm->machine, .fd = -1, .index = index};
+    vcpu->cpu = (struct rift_kvm_cpu){.machine = &vm->machine, .fd = -1, .index = index, .interrupt = interrupt};
     vcpu->cpu.id = choose_id(vm, index);
     vcpu->cpu.fd = vm->machine.ioctl(vm->machine.fd, KVM_CREATE_VCPU, (void *)(uintptr_t)vcpu->cpu.id);
     if (vcpu->cpu.fd < 0) {
@@ -87,6 +92,8 @@ int rift_kvm_vcpu_close(struct rift_kvm_vcpu *vcpu, struct rift_error *error) {
 }
 
 void rift_kvm_vcpu_forget(struct rift_kvm_vcpu *vcpu) {
+    if (vcpu->binding && vcpu->binding->vcpu_forget)
+        vcpu->binding->vcpu_forget(&vcpu->cpu);
     if (vcpu->cpu.run)
         munmap(vcpu->cpu.run, vcpu->vm->machine.run_bytes);
     if (vcpu->cpu.fd >= 0)

@@ -71,6 +71,8 @@ int rift_kvm_vm_unmap(struct rift_kvm_vm *vm, uint64_t gpa, struct rift_error *e
 /* 1 if no native exit handler is running in any vCPU, else 0. */
 int rift_kvm_vm_quiet(struct rift_kvm_vm *vm);
 
+/* Makes vCPUs see instructions that the host has written to [gpa, gpa + bytes); what is in no slot is passed over. */
+void rift_kvm_vm_code_changed(struct rift_kvm_vm *vm, uint64_t gpa, uint64_t bytes);
 /* Makes every vCPU see page-table entries that the host has changed: adds and deletes a slot, which flushes
  * on every kind of KVM. */
 int rift_kvm_vm_flush(struct rift_kvm_vm *vm, struct rift_error *error);

@@ -37,6 +37,7 @@ static int vm_setup(struct rift_kvm_machine *machine, struct rift_error *error) 
     arm->breakpoints = capability(machine, KVM_CAP_GUEST_DEBUG_HW_BPS);
     arm->watchpoints = capability(machine, KVM_CAP_GUEST_DEBUG_HW_WPS);
     arm->serror_syndrome = capability(machine, KVM_CAP_ARM_INJECT_SERROR_ESR) != 0;
+    arm->statistics = capability(machine, KVM_CAP_BINARY_STATS_FD) != 0;
     /* A device access by an instruction that the CPU does not describe is an exit, not a failure of KVM_RUN. */
     struct kvm_enable_cap enable = {.cap = KVM_CAP_ARM_NISV_TO_USER};
     if (capability(machine, KVM_CAP_ARM_NISV_TO_USER) && machine->ioctl(machine->fd, KVM_ENABLE_CAP, &enable) < 0)
@@ -55,18 +56,22 @@ static int vcpu_setup(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     if (!arm)
         return rift_kvm_arm_fail(error, ENOMEM, "calloc");
     cpu->state = arm;
+    arm->halt.stats = -1;
     arm->powered_off = ((const struct rift_kvm_arm_machine *)machine->state)->powered_off;
     struct kvm_vcpu_init init;
     if (machine->ioctl(machine->fd, KVM_ARM_PREFERRED_TARGET, &init) < 0)
         return rift_kvm_arm_fail(error, errno, "KVM_ARM_PREFERRED_TARGET");
     init.features[0] |= 1u << KVM_ARM_VCPU_PSCI_0_2;
-    return rift_kvm_arm_call(cpu, KVM_ARM_VCPU_INIT, &init, "KVM_ARM_VCPU_INIT", error) < 0 ? -1 : 0;
+    if (rift_kvm_arm_call(cpu, KVM_ARM_VCPU_INIT, &init, "KVM_ARM_VCPU_INIT", error) < 0)
+        return -1;
+    return rift_kvm_arm_halt_setup(cpu, error);
 }
 
 static void vcpu_release(struct rift_kvm_cpu *cpu) {
     struct rift_kvm_arm *arm = cpu->state;
     if (!arm)
         return;
+    rift_kvm_arm_halt_release(cpu);
     free(arm->state_ids);
     free(arm);
     cpu->state = NULL;
@@ -84,6 +89,7 @@ static const struct rift_kvm_binding aarch64 = {
     .vm_release = vm_release,
     .vcpu_setup = vcpu_setup,
     .vcpu_release = vcpu_release,
+    .vcpu_forget = rift_kvm_arm_halt_forget,
     .enter = rift_kvm_arm_enter,
     .decode = rift_kvm_arm_decode,
     .complete = rift_kvm_arm_complete,

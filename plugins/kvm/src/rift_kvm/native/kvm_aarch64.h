@@ -34,7 +34,21 @@ enum { ARM_X0 = 0, ARM_PC = 31, ARM_PSTATE, ARM_SP_EL0, ARM_SP_EL1, ARM_SP, ARM_
 struct rift_kvm_arm_machine {
     uint32_t breakpoints, watchpoints;
     int serror_syndrome; /* KVM_CAP_ARM_INJECT_SERROR_ESR */
+    int statistics; /* KVM_CAP_BINARY_STATS_FD */
+    uint32_t blocking_at, exits_at; /* offsets in a vCPU's statistics; 0: it has none */
     uint32_t powered_off; /* counts SYSTEM_EVENT exits, each of which leaves all vCPUs switched off */
+};
+
+/* What kvm_aarch64_halt.c keeps of a vCPU. */
+struct rift_kvm_arm_halt {
+    struct rift_kvm_cpu *cpu;
+    struct rift_kvm_arm_halt *next;
+    int stats;        /* descriptor of KVM's counters, -1: none */
+    uint32_t entries; /* counts entries and exits: odd while the vCPU is in the guest */
+    uint32_t called;  /* the entry, as counted by `entries`, that was ended because it slept */
+    uint64_t exits;   /* KVM's counter of exits at that time */
+    uint32_t seen;    /* `entries` at the watcher's last look */
+    uint32_t pause;   /* looks that the watcher leaves out: it sleeps for good reason */
 };
 
 /* The binding's state of a vCPU. */
@@ -42,10 +56,12 @@ struct rift_kvm_arm {
     uint64_t words[256];   /* registers as last read or written, at most two words each ... */
     uint8_t valid[128];    /* ... if they still are as in KVM */
     int faulted;           /* KVM_RUN failed with EFAULT */
+    int halted;            /* it was ended because the guest slept */
     uint32_t powered_off;  /* of struct rift_kvm_arm_machine, as far as undone for this vCPU */
     int fault_here;        /* restore `before`: an injected fault belongs to the instruction */
     uint64_t before[32];   /* x0 to x30, pc */
     struct kvm_guest_debug debug;
+    struct rift_kvm_arm_halt halt;
     uint64_t *state_ids;   /* what `save` saves, once it is known */
     uint32_t state_count;
 };
@@ -72,6 +88,13 @@ int rift_kvm_arm_restore(struct rift_kvm_cpu *cpu, const void *buffer, size_t by
 int rift_kvm_arm_enter(struct rift_kvm_cpu *cpu, struct rift_error *error);
 int rift_kvm_arm_decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
 void rift_kvm_arm_complete(struct rift_kvm_cpu *cpu, uint64_t value);
+
+/* kvm_aarch64_halt.c: finds out that the guest sleeps, which KVM does not tell. */
+int rift_kvm_arm_halt_setup(struct rift_kvm_cpu *cpu, struct rift_error *error);
+void rift_kvm_arm_halt_release(struct rift_kvm_cpu *cpu);
+void rift_kvm_arm_halt_forget(struct rift_kvm_cpu *cpu);
+void rift_kvm_arm_halt_before(struct rift_kvm_arm_halt *halt); /* KVM_RUN */
+int rift_kvm_arm_halt_after(struct rift_kvm_cpu *cpu); /* KVM_RUN ended with EINTR: 1 if because the guest sleeps */
 
 /* kvm_aarch64_faults.c: exceptions and debugging. */
 int rift_kvm_arm_inject(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code, uint32_t code,

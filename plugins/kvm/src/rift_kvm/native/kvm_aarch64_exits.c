@@ -32,11 +32,13 @@ int rift_kvm_arm_enter(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     if (switch_on(cpu, error))
         return -1;
     rift_kvm_arm_forget(arm);
-    arm->faulted = 0;
-    if (cpu->machine->ioctl(cpu->fd, KVM_RUN, NULL) >= 0)
-        return 0;
-    arm->faulted = errno == EFAULT;
-    return arm->faulted ? 0 : rift_kvm_arm_fail(error, errno, "KVM_RUN");
+    arm->faulted = arm->halted = 0;
+    rift_kvm_arm_halt_before(&arm->halt);
+    int status = cpu->machine->ioctl(cpu->fd, KVM_RUN, NULL), code = status < 0 ? errno : 0;
+    int asleep = rift_kvm_arm_halt_after(cpu);
+    arm->halted = code == EINTR && asleep;
+    arm->faulted = code == EFAULT;
+    return !code || arm->halted || arm->faulted ? 0 : rift_kvm_arm_fail(error, code, "KVM_RUN");
 }
 
 /* The program counter moves on at the next entry, after a store as well: both are open until then. */
@@ -94,6 +96,10 @@ int rift_kvm_arm_decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct
     if (arm->faulted) {
         decode_memory_fault(run, exit);
         return RIFT_KVM_DISPATCH;
+    }
+    if (arm->halted) {
+        exit->kind = RIFT_EXIT_HALT;
+        return rift_kvm_arm_read(cpu, &(uint32_t){ARM_PC}, 1, &exit->address, error) ? -1 : RIFT_KVM_DISPATCH;
     }
     switch (run->exit_reason) {
     case KVM_EXIT_MMIO:

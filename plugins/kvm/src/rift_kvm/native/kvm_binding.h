@@ -57,6 +57,8 @@ struct rift_kvm_cpu {
     uint32_t open;  /* enum rift_kvm_open; set by `decode`, cleared by the loop after an interrupted entry */
     uint32_t completing; /* 1: the next entry only completes an access, and registers are read afterwards */
     uint32_t reserved;
+    /* The loop's, for any thread while the vCPU exists: the entry in progress, or the next, ends with EINTR. */
+    void (*interrupt)(struct rift_kvm_cpu *cpu);
     void *state; /* the binding's own */
 };
 
@@ -117,6 +119,8 @@ struct rift_kvm_binding {
     void (*vm_release)(struct rift_kvm_machine *machine);
     int (*vcpu_setup)(struct rift_kvm_cpu *cpu, struct rift_error *error);
     void (*vcpu_release)(struct rift_kvm_cpu *cpu);
+    /* In a forked child: closes the descriptors that `vcpu_setup` opened, and nothing else. May be NULL. */
+    void (*vcpu_forget)(struct rift_kvm_cpu *cpu);
 
     /* Transfer changed registers and KVM_RUN. A code of EINTR means that no exit happened; all accesses are
      * complete then. The loop alone writes run->immediate_exit. */

@@ -97,16 +97,28 @@ void rift_kvm_control_detach(struct rift_kvm_control *control) {
     pthread_mutex_unlock(&control->lock);
 }
 
+/* Makes the owner leave the guest, or not enter it; under the lock. */
+static void interrupt(struct rift_kvm_control *control) {
+    if (!control->run)
+        return;
+    *(volatile __u8 *)&control->run->immediate_exit = 1;
+    while (control->owned && atomic_load(&control->inside) && pthread_kill(control->owner, control->signal) == EAGAIN)
+        sched_yield(); /* RLIMIT_SIGPENDING: others have filled the user's queue */
+}
+
 void rift_kvm_control_kick(struct rift_kvm_control *control) {
     pthread_mutex_lock(&control->lock);
     atomic_fetch_add(&control->kickers, 1);
-    unsigned waiting = atomic_exchange(&control->kick, 1);
-    if (control->run && !waiting) {
-        *(volatile __u8 *)&control->run->immediate_exit = 1;
-        while (control->owned && atomic_load(&control->inside) &&
-               pthread_kill(control->owner, control->signal) == EAGAIN)
-            sched_yield(); /* RLIMIT_SIGPENDING: others have filled the user's queue */
-    }
+    if (!atomic_exchange(&control->kick, 1))
+        interrupt(control);
+    atomic_fetch_sub(&control->kickers, 1);
+    pthread_mutex_unlock(&control->lock);
+}
+
+void rift_kvm_control_interrupt(struct rift_kvm_control *control) {
+    pthread_mutex_lock(&control->lock);
+    atomic_fetch_add(&control->kickers, 1);
+    interrupt(control);
     atomic_fetch_sub(&control->kickers, 1);
     pthread_mutex_unlock(&control->lock);
 }

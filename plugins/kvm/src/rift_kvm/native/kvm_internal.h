@@ -71,6 +71,7 @@ void rift_kvm_control_own(struct rift_kvm_control *control); /* by the calling t
 void rift_kvm_control_disown(struct rift_kvm_control *control);
 void rift_kvm_control_leave(struct rift_kvm_control *control); /* the end of rift_kvm_vcpu_run */
 void rift_kvm_control_detach(struct rift_kvm_control *control);
+void rift_kvm_control_interrupt(struct rift_kvm_control *control); /* one entry ends with EINTR; it is no kick */
 
 /* kvm_host.c: fills in what native handlers may call. */
 void rift_kvm_host_init(struct rift_kvm_vcpu *vcpu);

@@ -241,6 +241,18 @@ int rift_kvm_vm_unmap(struct rift_kvm_vm *vm, uint64_t gpa, struct rift_error *e
     return rift_kvm_fail(error, ENOENT, "KVM_SET_USER_MEMORY_REGION");
 }
 
+void rift_kvm_vm_code_changed(struct rift_kvm_vm *vm, uint64_t gpa, uint64_t bytes) {
+    for (uint32_t at = 0; at < vm->slot_count; ++at) {
+        const struct rift_kvm_slot *slot = &vm->slots[at];
+        uint64_t first = gpa > slot->gpa ? gpa : slot->gpa;
+        uint64_t end = gpa + bytes < slot->gpa + slot->bytes ? gpa + bytes : slot->gpa + slot->bytes;
+        if (slot->bytes && first < end) {
+            char *host = (char *)slot->host + (first - slot->gpa);
+            __builtin___clear_cache(host, host + (end - first));
+        }
+    }
+}
+
 int rift_kvm_vm_flush(struct rift_kvm_vm *vm, struct rift_error *error) {
     const uint64_t bytes = page_size();
     if (!vm->flush_page) {

@@ -3,6 +3,7 @@
 #define RIFT_KVM_X86_64_H
 
 #include "kvm_binding.h"
+#include "rift_xsave.h"
 
 #include <linux/kvm.h>
 
@@ -20,31 +21,17 @@ enum x86_kind {
     X86_MSR,        /* index into rift_kvm_x86_msrs */
     X86_DEBUGREG,   /* 64 bits of struct kvm_debugregs */
     X86_XCR0,
-    X86_XMM, /* number */
-    X86_YMM, /* number */
-    X86_ST,  /* number */
-    X86_TAG, /* the x87 tag word, in full */
-    X86_X87, /* offset into the FXSAVE image */
+    X86_XMM, /* this and the rest as enum rift_xsave_part */
+    X86_YMM,
+    X86_ST,
+    X86_TAG,
+    X86_X87,
     X86_MXCSR
 };
 
 #define X86_MSR_COUNT 11
 #define X86_MSR_TSC 6 /* its index */
 extern const uint32_t rift_kvm_x86_msrs[X86_MSR_COUNT];
-
-/* Where things stand in the XSAVE image: Intel SDM volume 1, 10.5.1 (legacy region) and 13.4 (header). */
-enum {
-    XSAVE_FCW = 0,
-    XSAVE_FSW = 2,
-    XSAVE_FTW = 4,
-    XSAVE_FOP = 6,
-    XSAVE_FIP = 8,
-    XSAVE_FDP = 16,
-    XSAVE_MXCSR = 24,
-    XSAVE_ST = 32,
-    XSAVE_XMM = 160,
-    XSAVE_BV = 512
-};
 
 /* The binding's state of a vCPU: registers as last fetched or written. */
 struct rift_kvm_x86 {
@@ -92,10 +79,6 @@ int rift_kvm_x86_read(struct rift_kvm_cpu *cpu, const uint32_t *ids, uint32_t co
                       struct rift_error *error);
 int rift_kvm_x86_write(struct rift_kvm_cpu *cpu, const uint32_t *ids, uint32_t count, const uint64_t *words,
                        struct rift_error *error);
-
-/* kvm_x86_64_fpu.c: registers of the XSAVE image, which is fetched. */
-int rift_kvm_x86_fpu_read(const struct rift_kvm_x86 *x86, const struct rift_kvm_register *row, uint64_t *words);
-int rift_kvm_x86_fpu_write(struct rift_kvm_x86 *x86, const struct rift_kvm_register *row, const uint64_t *words);
 
 /* kvm_x86_64_exits.c */
 int rift_kvm_x86_enter(struct rift_kvm_cpu *cpu, struct rift_error *error);

@@ -123,7 +123,9 @@ static void decode_debug(const struct rift_kvm_x86 *x86, const struct kvm_run *r
         exit->info[0] = 1;
     } else if (debug->dr6 & 15) {
         uint32_t which = (uint32_t)__builtin_ctzll(debug->dr6 & 15);
-        uint64_t kind = debug->dr7 >> (16 + 4 * which) & 3; /* R/W: 0 execution, 1 write, 3 read or write */
+        /* R/W: 0 execution, 1 write, 3 read or write. Of the register that was asked for: what KVM tells of it
+         * may be left over from something else. */
+        uint64_t kind = x86->debug.arch.debugreg[7] >> (16 + 4 * which) & 3;
         exit->info[0] = kind ? 4 : 3;
         exit->info[1] = x86->debug.arch.debugreg[which];
     } else {

@@ -52,6 +52,7 @@ const struct rift_kvm_register rift_kvm_x86_registers[X86_REGISTER_COUNT] = {
     {"fooff", 32, X86_X87, XSAVE_FDP}, {"foseg", 16, X86_X87, XSAVE_FDP + 4},
 };
 
+_Static_assert(X86_MXCSR - X86_XMM == RIFT_XSAVE_MXCSR, "the two lists agree");
 _Static_assert(sizeof(uint64_t) == sizeof(((struct kvm_regs *)0)->rax), "registers are copied as 64 bits");
 
 static uint32_t group_of(const struct rift_kvm_register *row) {
@@ -63,6 +64,10 @@ static uint32_t group_of(const struct rift_kvm_register *row) {
         [X86_TAG] = X86_XSAVE,          [X86_X87] = X86_XSAVE,         [X86_MXCSR] = X86_XSAVE,
     };
     return groups[row->group];
+}
+
+static enum rift_xsave_part part_of(const struct rift_kvm_register *row) {
+    return (enum rift_xsave_part)(row->group - X86_XMM);
 }
 
 /* Access rights as in a VMCS (Intel SDM volume 3, table 25-2): type 3:0, S 4, DPL 6:5, P 7, AVL 12, L 13, DB 14,
@@ -184,7 +189,7 @@ int rift_kvm_x86_read(struct rift_kvm_cpu *cpu, const uint32_t *ids, uint32_t co
         if (rift_kvm_x86_fetch(cpu, group, error) || absent(x86, row, error))
             return -1;
         if (group == X86_XSAVE)
-            words += rift_kvm_x86_fpu_read(x86, row, words);
+            words += rift_xsave_read(x86->bytes, x86->avx_offset, part_of(row), row->place, row->bits, words);
         else
             *words++ = read_small(x86, row);
     }
@@ -226,7 +231,7 @@ int rift_kvm_x86_write(struct rift_kvm_cpu *cpu, const uint32_t *ids, uint32_t c
         uint32_t group = group_of(row);
         groups |= group;
         if (group == X86_XSAVE) {
-            words += rift_kvm_x86_fpu_write(x86, row, words);
+            words += rift_xsave_write(x86->bytes, x86->avx_offset, part_of(row), row->place, row->bits, words);
             continue;
         }
         if (group == X86_MSRS)

@@ -40,5 +40,5 @@ RIFT_RUNTIME(fault_access) int rift_fault_access(uint64_t vector, uint64_t error
 }
 
 RIFT_RUNTIME(frame_pc) uintptr_t *rift_frame_pc(struct rift_frame *frame) {
-    return &frame->rip;
+    return (uintptr_t *)&frame->rip; /* uint64_t is another type of the same size on some systems */
 }

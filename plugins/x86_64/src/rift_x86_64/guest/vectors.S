@@ -6,33 +6,39 @@
  * RSP then points at [vector, error, RIP, CS, RFLAGS, RSP, SS], and one store to the doorbell tells the
  * host, which finds every register as it was. From user mode the CPU has changed to the stack of TSS.RSP0.
  * SWAPGS is not used: GS belongs to the payload. */
+#include "rift_assembler.h"
 #include "rift_doorbell.h"
 
 #define ENTRY_BYTES 16
 #define SAVED_BYTES (15 * 8) /* r15 to rax in struct rift_frame */
 
-    .section .rift.text.vectors, "ax", @progbits
-    .globl rift_vectors
-    .type rift_vectors, @function
-    .balign 64
-rift_vectors:
-    .set .Lnumber, 0
-    .rept 256
+    /* A macro with a parameter: Apple's assembler takes $0 for an argument in bodies that have none. */
+    .macro entry number
     .balign ENTRY_BYTES, 0xcc
     /* With an error code: #DF, #TS, #NP, #SS, #GP, #PF, #AC, #CP, #VC, #SX. */
-    .if (.Lnumber == 8) || ((.Lnumber >= 10) && (.Lnumber <= 14)) || (.Lnumber == 17) || (.Lnumber == 21) || (.Lnumber == 29) || (.Lnumber == 30)
+    .if (\number == 8) || ((\number >= 10) && (\number <= 14)) || (\number == 17) || (\number == 21) || (\number == 29) || (\number == 30)
     .else
     pushq $0
     .endif
-    pushq $.Lnumber
+    pushq $\number
     .byte 0xe9 /* jmp rel32: always the long form, so that all entries look alike */
     .long common - . - 4
-    .set .Lnumber, .Lnumber + 1
+    .endm
+
+    RIFT_CODE(.rift.text.vectors)
+    RIFT_GLOBAL(rift_vectors)
+    RIFT_FUNCTION(rift_vectors)
+    .balign 64
+RIFT_C(rift_vectors):
+    .set RIFT_LOCAL(number), 0
+    .rept 256
+    entry RIFT_LOCAL(number)
+    .set RIFT_LOCAL(number), RIFT_LOCAL(number) + 1
     .endr
     .balign ENTRY_BYTES, 0xcc
-    .size rift_vectors, . - rift_vectors
+    RIFT_END(rift_vectors)
 
-    .type common, @function
+    RIFT_FUNCTION(common)
 common:
     pushq %rax
     pushq %rbx
@@ -70,7 +76,7 @@ common:
     .endr
 #endif
 #endif
-    call rift_exception_dispatch
+    call RIFT_C(rift_exception_dispatch)
 #ifdef RIFT_SIMD
 #ifdef __AVX__
     .irp register, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
@@ -108,6 +114,6 @@ unhandled:
     .quad RIFT_DOORBELL + RIFT_DOORBELL_FAULT
     addq $16, %rsp /* only if the host, having repaired something, lets the thread go on */
     iretq
-    .size common, . - common
+    RIFT_END(common)
 
-    .section .note.GNU-stack, "", @progbits
+    RIFT_END_OF_FILE

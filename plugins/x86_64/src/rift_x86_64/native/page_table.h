@@ -73,7 +73,9 @@ int rift_x86_64_tables_unmap(struct rift_x86_64_tables *tables, uint64_t linear,
 int rift_x86_64_tables_protect(struct rift_x86_64_tables *tables, uint64_t linear, uint64_t size, uint64_t flags,
                                uint64_t *where, struct rift_error *error);
 
-void rift_x86_64_tables_walk(const struct rift_x86_64_tables *tables, uint64_t linear, struct rift_x86_64_walk *walk);
+/* `root`: the top-level table to begin with; UINT64_MAX: the one that was built here. */
+void rift_x86_64_tables_walk(const struct rift_x86_64_tables *tables, uint64_t root, uint64_t linear,
+                             struct rift_x86_64_walk *walk);
 
 /* Lists the mapped pages of the range, at most `capacity` of them; `*next` is where to go on, or `linear + size`
  * when all are listed. A page counts when any of it lies in the range. Clears both bits on request. */

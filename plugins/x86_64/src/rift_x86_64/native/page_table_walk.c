@@ -1,8 +1,9 @@
 /* Reading the tables: one address, or the pages of a range with their accessed and dirty bits. */
 #include "page_table_internal.h"
 
-void rift_x86_64_tables_walk(const struct rift_x86_64_tables *tables, uint64_t linear, struct rift_x86_64_walk *walk) {
-    uint64_t table_address = tables->root;
+void rift_x86_64_tables_walk(const struct rift_x86_64_tables *tables, uint64_t root, uint64_t linear,
+                             struct rift_x86_64_walk *walk) {
+    uint64_t table_address = root == UINT64_MAX ? tables->root : root & ENTRY_ADDRESS;
     *walk = (struct rift_x86_64_walk){.writable = 1, .user = 1, .executable = 1};
     if (canonical(linear) != linear) {
         walk->status = RIFT_X86_64_NOT_CANONICAL;

@@ -54,6 +54,7 @@ class Toy:
     keeps_accessed = True
     keeps_dirty = True
     default_vectors: tuple[str, ...] = ()
+    debug = None
 
     def tables_size(self, mappings: Sequence[object]) -> int:
         """The root, and a chain of full pages."""

@@ -138,8 +138,10 @@ class PageTable:
             entry = self._read(at) & ~(WRITE | EXECUTE | USER)
             self._write(at, entry | int(permissions) & (WRITE | EXECUTE | USER))
 
-    def walk(self, virtual: Gva) -> Walk:
-        """As ``AddressSpace.walk``."""
+    def walk(self, virtual: Gva, root: Gpa | None = None) -> Walk:
+        """As ``AddressSpace.walk``. There is no other root."""
+        if root not in (None, self._root):
+            return _failed(virtual, f"{root:#x} is not the root of the page table")
         try:
             for at, entry in self._slots():
                 if entry & VALID and entry & ~(PAGE - 1) == virtual & ~(PAGE - 1):

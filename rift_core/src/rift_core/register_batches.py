@@ -1,4 +1,9 @@
-"""Batches of registers by name: names are resolved once, and then it is one native call a batch."""
+"""Batches of registers by name, for backends with a native piece: names are resolved once, and then it is one
+native call a batch.
+
+The native piece numbers its registers by their place in a table of rows with ``name`` and ``bits``; a batch is an
+array of these ids and an array of 64-bit words. A register of more than 64 bits takes several words.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from rift_core.errors import HypervisorError
-from rift_kvm.errors import ffi
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,18 +21,36 @@ _MOST_BATCHES = 256
 
 
 class RegisterTable:
-    """A binding's registers: ids and widths by name."""
+    """A binding's registers: ids and widths by name, and the forms of the batches that were asked for.
 
-    def __init__(self, binding: Any) -> None:
-        rows = [binding.registers[at] for at in range(binding.register_count)]
-        self.ids = {ffi.string(row.name).decode(): at for at, row in enumerate(rows)}
-        self.bits = [int(row.bits) for row in rows]
+    :param ffi: cffi's object of the native piece.
+    :param rows: a C array of structs with ``name`` and ``bits``; ``count`` of them.
+    """
+
+    def __init__(self, ffi: Any, rows: Any, count: int) -> None:
+        self.ffi = ffi
+        self.ids = {ffi.string(rows[at].name).decode(): at for at in range(count)}
+        self.bits = [int(rows[at].bits) for at in range(count)]
+        self._forms: dict[tuple[str, ...], Form] = {}
+
+    def form(self, names: tuple[str, ...]) -> Form:
+        """The form of a batch of ``names``.
+
+        :raises HypervisorError: an unknown name.
+        """
+        form = self._forms.get(names)
+        if form is None:
+            form = Form(self, names)
+            if len(self._forms) >= _MOST_BATCHES:
+                self._forms.clear()
+            self._forms[names] = form
+        return form
 
 
-class Batch:
-    """Native buffers for one tuple of names. A register of more than 64 bits takes several words."""
+class Form:
+    """What all batches of one tuple of names have in common."""
 
-    __slots__ = ("count", "ids", "names", "packing", "table", "view", "wide", "words")
+    __slots__ = ("count", "ids", "names", "packing", "size", "wide")
 
     def __init__(self, table: RegisterTable, names: tuple[str, ...]) -> None:
         unknown = [name for name in names if name not in table.ids]
@@ -36,14 +58,26 @@ class Batch:
             names_of_them = ", ".join(map(repr, unknown))
             raise HypervisorError("register access", 0, f"this backend knows no register {names_of_them}")
         sizes = [(table.bits[table.ids[name]] + 63) // 64 for name in names]
-        self.table = table
         self.names = names
         self.count = len(names)
-        self.ids = ffi.new("uint32_t[]", [table.ids[name] for name in names] or 1)
-        self.words = ffi.new("uint64_t[]", max(sum(sizes), 1))
-        self.view = memoryview(ffi.buffer(self.words))
+        self.ids = table.ffi.new("uint32_t[]", [table.ids[name] for name in names] or 1)
+        self.size = max(sum(sizes), 1)
         self.packing = struct.Struct("<" + "".join("Q" if size == 1 else f"{8 * size}s" for size in sizes))
         self.wide = tuple((at, 8 * size) for at, size in enumerate(sizes) if size > 1)
+
+
+class Batch:
+    """A vCPU's words for one form."""
+
+    __slots__ = ("count", "ids", "names", "packing", "table", "view", "wide", "words")
+
+    def __init__(self, table: RegisterTable, names: tuple[str, ...]) -> None:
+        form = table.form(names)
+        self.table = table
+        self.names, self.count, self.ids = form.names, form.count, form.ids
+        self.packing, self.wide = form.packing, form.wide
+        self.words = table.ffi.new("uint64_t[]", form.size)
+        self.view = memoryview(table.ffi.buffer(self.words))
 
     def values(self) -> dict[str, int]:
         """What the words hold, by name."""

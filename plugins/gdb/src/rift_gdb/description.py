@@ -1,0 +1,79 @@
+"""The target description, from the ISA's register table.
+
+GDB manual, appendix "Target Descriptions". LLDB reads the same with attributes that GDB ignores: ``altname``,
+``generic``. The operating system is never Linux: GDB would expect its system calls, LLDB its dynamic loader.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import quoteattr
+
+if TYPE_CHECKING:
+    from rift_core.isa import Isa
+    from rift_gdb.registers import Layout, Row
+
+_TYPES = {"code_ptr": "code_ptr", "data_ptr": "data_ptr", "x87": "i387_ext", "vector": "vec128"}
+_FLOATS = {32: "ieee_single", 64: "ieee_double"}
+_LANES = (("v4f", "ieee_single", 4), ("v2d", "ieee_double", 2), ("v16i8", "int8", 16), ("v8i16", "int16", 8),
+          ("v4i32", "int32", 4), ("v2i64", "int64", 2))  # fmt: skip
+_UNION = (("v4_float", "v4f"), ("v2_double", "v2d"), ("v16_int8", "v16i8"), ("v8_int16", "v8i16"),
+          ("v4_int32", "v4i32"), ("v2_int64", "v2i64"), ("uint128", "uint128"))  # fmt: skip
+
+
+def target_description(isa: Isa, layout: Layout) -> bytes:
+    """``target.xml``."""
+    architecture = isa.debug.architecture if isa.debug is not None else ""
+    lines = [
+        '<?xml version="1.0"?>',
+        '<!DOCTYPE target SYSTEM "gdb-target.dtd">',
+        '<target version="1.0">',
+        f"<architecture>{architecture}</architecture>",
+        "<osabi>none</osabi>",
+    ]
+    for feature, rows in layout.features.items():
+        lines.append(f"<feature name={quoteattr(feature)}>")
+        lines += _types(rows)
+        lines += [_register(row) for row in rows]
+        lines.append("</feature>")
+    lines.append("</target>")
+    return "\n".join(lines).encode() + b"\n"
+
+
+def _types(rows: list[Row]) -> list[str]:
+    lines = []
+    if any(row.view.type == "vector" for row in rows):
+        lines += [f'<vector id="{name}" type="{kind}" count="{count}"/>' for name, kind, count in _LANES]
+        lines.append('<union id="vec128">')
+        lines += [f'<field name="{name}" type="{kind}"/>' for name, kind in _UNION]
+        lines.append("</union>")
+    for row in rows:
+        if row.view.type != "flags":
+            continue
+        lines.append(f'<flags id="{_flags_type(row)}" size="{row.size}">')
+        for field in row.view.fields:
+            kind = "" if field.first == field.last else f' type="uint{row.view.bits}"'
+            lines.append(f'<field name="{field.name}" start="{field.first}" end="{field.last}"{kind}/>')
+        lines.append("</flags>")
+    return lines
+
+
+def _flags_type(row: Row) -> str:
+    return f"{row.view.name}_flags"
+
+
+def _type(row: Row) -> str:
+    view = row.view
+    if view.type == "flags":
+        return _flags_type(row)
+    if view.type == "float":
+        return _FLOATS[view.bits]
+    return _TYPES.get(view.type) or (f"uint{view.bits}" if view.bits > 64 else f"int{view.bits}")
+
+
+def _register(row: Row) -> str:
+    view = row.view
+    extra = f' altname="{view.also}"' if view.also else ""
+    extra += f' generic="{view.role}"' if view.role else ""
+    extra += f' group="{view.group}"'
+    return f'<reg name="{view.name}" bitsize="{view.bits}" type="{_type(row)}" regnum="{row.number}"{extra}/>'

@@ -1,0 +1,145 @@
+"""From an exit that nobody answers to what it means for the debugger, on the guest thread's own host thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rift_core.errors import AddressError
+from rift_core.exits import ExitKind
+from rift_core.report import describe_address, describe_walk
+from rift_gdb.breakpoints import NOTHING
+from rift_gdb.stops import SIGNALS, SIGSEGV, SIGTRAP, StopEvent, crash_signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rift_core.errors import RiftError
+    from rift_core.exits import Exit
+    from rift_core.isa import GuestFault
+    from rift_gdb.breakpoints import Arrangement, Breakpoints, Watch
+    from rift_gdb.guest_thread import GuestThread
+    from rift_gdb.target import Target
+
+_STEP, _SOFTWARE, _HARDWARE, _WATCHPOINT = 1, 2, 3, 4  # info[0] of a DEBUG exit: rift_abi.h
+
+
+class Events:
+    """What guest threads come upon, told apart."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._arranged = NOTHING
+        self._watches: tuple[Watch, ...] = ()
+        self._software: frozenset[int] = frozenset()
+        self._compared: list[tuple[Watch, tuple[memoryview, ...]]] = []
+        self._before: dict[Watch, bytes] = {}
+
+    def remember(self, arranged: Arrangement, breakpoints: Breakpoints) -> None:
+        """What is in place from now on, and what watched memory holds. The server's thread, all being stopped."""
+        self._arranged = arranged
+        self._watches = breakpoints.watches
+        self._software = breakpoints.software
+        self._compared = []
+        for watch in arranged.compared:
+            try:
+                pieces = tuple(p.host for p in breakpoints.view_of(watch).pieces(watch.address, watch.size))
+            except AddressError:
+                continue  # not mapped any more: nothing is written there
+            self._compared.append((watch, pieces))
+            self._before[watch] = _content(pieces)
+
+    def classify(
+        self, thread: GuestThread, exit: Exit, fault: GuestFault | None, describe: Callable[[], RiftError]
+    ) -> StopEvent | None:
+        """A stop for the client; None: the guest goes on, the vCPU being set up for it."""
+        debug = self._target.debug
+        vcpu = thread.context.vcpu
+        if vcpu is None:
+            return None
+        if exit.kind is ExitKind.DEBUG:
+            return self._debug_event(thread, exit.info[0], exit.address, exit.info[1])
+        if exit.kind is ExitKind.FAIL_ENTRY and _begins_with(exit, debug.breakpoint):
+            return self._at_instruction(thread, exit.address)
+        if fault is None:
+            return StopEvent("fault", crash_signal(exit), exit.address, text=str(describe()).partition("\n")[0])
+        happened = debug.debug_event(fault, vcpu)
+        debug.undo_fault(fault, vcpu)
+        if happened is None:
+            signal = SIGNALS.get(debug.signal(fault), SIGSEGV)
+            return StopEvent("fault", signal, fault.pc, text=self._describe_fault(fault))
+        if happened.pc != fault.pc:
+            vcpu.write_registers({self._target.engine.isa.program_counter: happened.pc})
+        kinds = {"step": _STEP, "software": _SOFTWARE, "hardware": _HARDWARE, "watchpoint": _WATCHPOINT}
+        return self._debug_event(thread, kinds[happened.kind], happened.pc, happened.address)
+
+    def _debug_event(self, thread: GuestThread, what: int, pc: int, address: int) -> StopEvent | None:
+        if what == _STEP:
+            return self._stepped(thread, pc)
+        if what == _SOFTWARE:
+            return self._at_instruction(thread, pc)
+        if what == _WATCHPOINT:
+            watch = next((w for w in self._watches if w.covers(address)), None)
+            if watch is not None:
+                inside = min(max(address, watch.address), watch.address + watch.size - 1)
+                return StopEvent("watch", SIGTRAP, pc, inside, watch.access)
+        elif pc in self._arranged.hardware:
+            return StopEvent("breakpoint" if pc in self._software else "hardware", SIGTRAP, pc)
+        if thread.strange == (what, pc):
+            return StopEvent("trap", SIGTRAP, pc, text="a debug exception that nobody has asked for")
+        thread.arm(self._arranged)  # it has been taken back meanwhile
+        thread.strange = (what, pc)
+        return None
+
+    def _stepped(self, thread: GuestThread, pc: int) -> StopEvent | None:
+        plan = thread.plan
+        if plan.kind == "over":
+            return StopEvent("over", SIGTRAP, pc)
+        if self._compared:
+            for watch, pieces in self._compared:
+                now = _content(pieces)
+                if now != self._before[watch]:
+                    self._before[watch] = now
+                    return StopEvent("watch", SIGTRAP, pc, watch.address, "write")
+        if plan.kind == "step" or (plan.kind == "range" and not plan.first <= pc < plan.last):
+            return StopEvent("step", SIGTRAP, pc)
+        if pc in self._arranged.hardware:
+            return StopEvent("breakpoint" if pc in self._software else "hardware", SIGTRAP, pc)
+        thread.rearm(self._arranged)
+        return None
+
+    def _at_instruction(self, thread: GuestThread, pc: int) -> StopEvent | None:
+        """A breakpoint instruction was reached: one of ours, one that was ours a moment ago, or the program's."""
+        if pc in self._arranged.patched:
+            return StopEvent("breakpoint", SIGTRAP, pc)
+        target = self._target
+        instruction = target.debug.breakpoint
+        try:
+            there = target.view(None).read(pc, len(instruction))
+        except AddressError:
+            there = instruction
+        if there != instruction:
+            return None
+        behind = pc + target.debug.breakpoint_advance
+        vcpu = thread.context.vcpu
+        if behind != pc and vcpu is not None:
+            vcpu.write_registers({target.engine.isa.program_counter: behind})
+        return StopEvent("trap", SIGTRAP, behind)
+
+    def _describe_fault(self, fault: GuestFault) -> str:
+        engine = self._target.engine
+        text = f"{fault.name} at {describe_address(engine.symbols, fault.pc)}"
+        if fault.words:
+            text += f": {fault.words}"
+        if fault.address is not None:
+            text += f"; {fault.address:#x} is {describe_walk(engine.translate(fault.address))}"
+        return text
+
+
+def _content(pieces: tuple[memoryview, ...]) -> bytes:
+    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(bytes(piece) for piece in pieces)
+
+
+def _begins_with(exit: Exit, instruction: bytes) -> bool:
+    if exit.size < len(instruction):
+        return False
+    return b"".join(word.to_bytes(8, "little") for word in exit.info).startswith(instruction)

@@ -1,0 +1,106 @@
+"""One guest thread as the debugger sees it: what it shall do, why it stopped, its registers while it is stopped.
+
+Its methods run on the thread's own host thread, the owner of its vCPU, unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rift_core.errors import RiftError
+from rift_gdb.stops import GO, Plan, StopEvent
+
+if TYPE_CHECKING:
+    from rift_core.context import Context
+    from rift_core.isa_debug import IsaDebug, Place
+    from rift_gdb.breakpoints import Arrangement
+    from rift_gdb.means import Means
+    from rift_gdb.registers import Image
+
+
+class GuestThread:
+    """A vCPU in a run. ``number`` is its id in the protocol: never 0."""
+
+    def __init__(self, context: Context, debug: IsaDebug, means: Means) -> None:
+        self.context = context
+        self.number = context.index + 1
+        self.plan: Plan = GO
+        self.stop: StopEvent | None = None  # not told to the client yet
+        self.deliver = False  # let the fault end the run
+        self.lifted = False  # debug registers at the start of a step are left out until it is done
+        self.strange: tuple[int, int] | None = None  # a debug exception that belongs to nothing: kind and place
+        self.image: Image | None = None  # any thread, while the machine is stopped
+        self.place: Place | None = None  # the same
+        self._debug = debug
+        self._means = means
+        self._settings: object = None  # what set_debug was given last
+        self._trap = False  # the guest's own debug exceptions are on
+
+    def __repr__(self) -> str:
+        return f"<GuestThread {self.number} {self.context.name} {self.plan.kind}>"
+
+    @property
+    def held(self) -> bool:
+        """Whether its registers can be reached: it waits outside the guest. Any thread."""
+        return self.context.held
+
+    def forget(self) -> None:
+        """The guest goes on: what is known of its registers is out of date. Any thread."""
+        self.image = None
+        self.place = None
+
+    def arm(self, arranged: Arrangement) -> None:
+        """Set the vCPU up for the plan, before it enters the guest.
+
+        :raises RiftError: the backend refuses.
+        """
+        vcpu = self.context.vcpu
+        if vcpu is None:
+            return
+        self.strange = None
+        place = self._debug.place(vcpu)
+        steps = self.plan.kind != "go" or bool(arranged.compared)
+        way = self._means.step[place.privilege] if steps else ""
+        hardware = arranged.hardware
+        self.lifted = steps and place.pc in hardware
+        if self.plan.kind == "over" or self.lifted:
+            # A debug register at the program counter would stop the step before it begins.
+            hardware = tuple(address for address in hardware if address != place.pc)
+        software = bool(arranged.patched) and "exit" in self._means.instruction.values()
+        settings = (way == "exit", software, hardware, arranged.watchpoints)
+        if settings != self._settings:
+            self._settings = None
+            vcpu.set_debug(
+                single_step=settings[0], software=software, breakpoints=hardware, watchpoints=arranged.watchpoints
+            )
+            self._settings = settings
+        if (way == "vector") != self._trap:
+            self._debug.step_by_exception(vcpu, way == "vector")
+            self._trap = way == "vector"
+
+    def rearm(self, arranged: Arrangement) -> None:
+        """Go on stepping: the debug register that the first step left out comes back, and where the privilege levels
+        are stepped in different ways, the right one is chosen."""
+        if self.lifted or self._means.step["supervisor"] != self._means.step["user"]:
+            self.arm(arranged)
+
+    def calm(self) -> None:
+        """Take the guest's own debug exceptions off: it has stopped, and shows its registers."""
+        vcpu = self.context.vcpu
+        if self._trap and vcpu is not None:
+            self._debug.step_by_exception(vcpu, False)
+            self._trap = False
+
+    def disarm(self) -> None:
+        """Nothing stops it any more; a failure has nobody to tell."""
+        self.plan = GO
+        vcpu = self.context.vcpu
+        if vcpu is None:
+            return
+        try:
+            self.calm()
+            if self._settings is not None:
+                vcpu.set_debug()
+        except RiftError:
+            pass
+        self._settings = None

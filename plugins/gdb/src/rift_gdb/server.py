@@ -1,0 +1,296 @@
+"""The server: one thread that waits for clients, for what they send, and for what guest threads come upon.
+
+It holds the machine's engine and never the machine, so that dropping a machine still closes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from rift_core.errors import ConfigError
+from rift_gdb.address import Address, parse_address
+from rift_gdb.connection import ClientGoneError, Connection, Event
+from rift_gdb.errors import PacketError
+from rift_gdb.exit_counter import ExitCounter
+from rift_gdb.listener import Listener
+from rift_gdb.session import Session
+from rift_gdb.stop_reply import end_reply, stop_reply
+from rift_gdb.stops import SIGTRAP, Plan, StopEvent
+from rift_gdb.target import Ended, Target
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from rift_core.engine import Engine
+    from rift_gdb.config import GdbConfig
+    from rift_gdb.guest_thread import GuestThread
+
+LOG = logging.getLogger("rift.gdb")
+
+FIRST_THREAD_SECONDS = 1.0
+"""How long a client that comes before any thread runs waits for one; its own patience ends after two seconds."""
+
+_REFUSAL_SECONDS = 1.0
+_AFTER = {"continue": "detached", "kill": "killed", "stop": "stopped"}
+
+
+class Server:
+    """Debuggers' access to one machine: what ``machine.debug()`` returns.
+
+    :raises ConfigError: an address that others can reach, without ``allow_remote``.
+    :raises ListenError: the address cannot be used.  :raises UnsupportedError: the ISA cannot be debugged.
+    """
+
+    def __init__(self, engine: Engine, config: GdbConfig) -> None:
+        wanted = parse_address(config.listen)
+        if not wanted.is_local and not config.allow_remote:
+            raise ConfigError(
+                f"debug.listen = {config.listen!r} lets other machines in, and the protocol has no authentication: "
+                "listen on this machine's own address and use ssh -L, or set allow_remote = true"
+            )
+        self._config = config
+        self._engine = engine
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(self._wake_writer, False)
+        self._closing = False
+        self._session: Session | None = None
+        self.counter = ExitCounter()
+        self._last: tuple[GuestThread, StopEvent] | None = None
+        self._came = threading.Condition()
+        self._clients = 0
+        self.target = Target(engine, self._wake)
+        if config.wait:
+            self.target.hold()
+        if config.hold_faults:
+            self.target.engaged = True
+        self._listener = Listener(wanted)
+        if not wanted.is_local:
+            print(
+                f"rift: warning: whoever can reach {self.address} controls the guest: the debugger's protocol has no "
+                "authentication",
+                file=sys.stderr,
+            )
+        self._thread = threading.Thread(target=self._run, name="rift-gdb", daemon=True)
+        self._thread.start()
+
+    # -- for users -------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> Address:
+        """Where it listens: ``str`` of it is what debuggers take."""
+        return self._listener.address
+
+    @property
+    def connected(self) -> bool:
+        """Whether a debugger is there."""
+        return self._session is not None
+
+    @property
+    def clients(self) -> int:
+        """How many debuggers have come so far."""
+        return self._clients
+
+    @property
+    def image_path(self) -> Path | None:
+        """The payload's file."""
+        path = self._engine.plan.binary.path
+        return path.absolute() if path is not None and path.is_file() else None
+
+    def wait_for_client(self, timeout: float | None = None) -> bool:
+        """Wait until a debugger has come; False: it has not, in ``timeout`` seconds."""
+        with self._came:
+            return self._came.wait_for(lambda: self._clients > 0, timeout)
+
+    def __repr__(self) -> str:
+        return f"<debug server at {self.address}, {'a client is' if self.connected else 'nobody is'} connected>"
+
+    def close(self) -> None:
+        """Let the guest go on without a debugger, and stop listening."""
+        if self._closing:
+            return
+        self._closing = True
+        self._wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(5.0)
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody is to wake
+            os.write(self._wake_writer, b"!")
+
+    def _drain(self) -> None:
+        try:
+            while len(os.read(self._wake_reader, 4096)) == 4096:
+                pass
+        except OSError:
+            pass
+
+    def _run(self) -> None:
+        import select
+
+        poll = select.poll()
+        descriptors = [self._wake_reader, *self._listener.descriptors()]
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        try:
+            while not self._closing:
+                for descriptor, _ in poll.poll():
+                    if descriptor == self._wake_reader:
+                        self._drain()
+                        self.target.collect()
+                    else:
+                        accepted = self._listener.accept(descriptor)
+                        if accepted is not None:
+                            self._serve(*accepted)
+        finally:
+            self.target.detach()
+            self._listener.close()
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
+
+    def _serve(self, client: socket.socket, peer: str) -> None:
+        """One client, from hello to goodbye."""
+        connection = Connection(client)
+        session = self._session = Session(self, connection, peer)
+        LOG.info("a debugger has come from %s", peer)
+        try:
+            self.target.attach()
+            self._last = None
+            with self._came:
+                self._clients += 1
+                self._came.notify_all()
+            self._converse(session)
+        except ClientGoneError as gone:
+            LOG.info("the debugger has gone: %s", gone)
+        finally:
+            self._session = None
+            self._leave(session)
+            connection.close()
+
+    def _converse(self, session: Session) -> None:
+        descriptors = [self._wake_reader, *self._listener.descriptors()]
+        while not session.over and not self._closing:
+            event, data, source = session.connection.next(descriptors)
+            if event is Event.PACKET:
+                session.handle(data)
+            elif event is Event.INTERRUPT:
+                if session.awaiting:
+                    self.target.interrupt()
+            elif event is Event.CLOSED:
+                raise ClientGoneError("it has closed the connection")
+            elif event is Event.OVERSIZED:
+                session.connection.send(
+                    session.error(PacketError(f"a packet has at most {session.connection.limit} bytes"))
+                )
+            elif event is Event.DAMAGED:
+                session.connection.send(session.error(PacketError("the packet is damaged")))
+            elif event is Event.READABLE and source != self._wake_reader:
+                self._refuse(source)
+            if event is Event.READABLE and source == self._wake_reader:
+                self._drain()
+            if session.awaiting:
+                self._tell(session)
+
+    def _leave(self, session: Session) -> None:
+        """What becomes of the guest when its client goes."""
+        what = session.after or _AFTER[self._config.on_disconnect]
+        if self._closing:
+            what = "detached"
+        if what == "killed":
+            self.target.kill()
+        elif what == "detached":
+            self.target.detach()
+            self.target.engaged = self._config.hold_faults
+        else:
+            self.target.interrupt()
+            self.target.breakpoints.clear()
+
+    def _refuse(self, descriptor: int) -> None:
+        """A second client is told why it cannot be served: in answer to its first packet, whatever that is."""
+        accepted = self._listener.accept(descriptor)
+        if accepted is None:
+            return
+        client, _ = accepted
+        connection = Connection(client)
+        session = self._session
+        text = f"another debugger, from {session.peer}, is connected already" if session is not None else "busy"
+        try:
+            if connection.next(seconds=_REFUSAL_SECONDS).event is Event.PACKET:
+                connection.send(f"E.{text}".encode(), _REFUSAL_SECONDS)
+        except ClientGoneError:
+            pass
+        finally:
+            connection.close()
+
+    # -- stops -----------------------------------------------------------------------------------
+
+    def resume(
+        self, session: Session, plans: dict[GuestThread, Plan], rest: Plan | None, deliver: list[GuestThread]
+    ) -> None:
+        """Let the guest go on; the client waits for a stop from now on.
+
+        :raises PacketError: it cannot.
+        """
+        session.hide_images()
+        self.target.resume(plans, rest, deliver)
+        session.awaiting = True
+
+    def _tell(self, session: Session) -> None:
+        """Tell the client of a stop, if there is one."""
+        found = self.target.collect()
+        if found is None:
+            return
+        session.awaiting = False
+        if isinstance(found, Ended):
+            self._tell_end(session, found)
+            return
+        thread, stop = found
+        self._last = found
+        if stop.text:
+            session.say(f"rift: thread {thread.context.name}: {stop.text}\n")
+        session.selected = thread.number
+        session.connection.send(stop_reply(session, thread, stop))
+
+    def _tell_end(self, session: Session, ended: Ended) -> None:
+        threads = self.target.threads
+        if not threads:
+            session.connection.send(end_reply(ended.outcome))
+            session.over, session.after = True, "detached"
+        elif "no-resumed" in session.features:
+            session.connection.send(b"N")
+        else:  # a client that does not know N is shown one of the threads that are left
+            session.connection.send(stop_reply(session, threads[0], StopEvent("attach", 0)))
+
+    def first_stop(self, session: Session) -> bytes:
+        """The answer to ``?``: a client has come, and the machine stands."""
+        target = self.target
+        deadline = time.monotonic() + FIRST_THREAD_SECONDS
+        while not any(t.held for t in target.threads) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        pending = next((t for t in target.threads if t.stop is not None and t.held), None)
+        if self._last is not None and self._last[0] in target.threads:
+            return stop_reply(session, *self._last)
+        if pending is not None and pending.stop is not None:
+            self._last = (pending, pending.stop)
+            pending.stop = None
+            session.selected = pending.number
+            return stop_reply(session, *self._last)
+        thread = next((t for t in target.threads if t.held), None)
+        if thread is None:
+            return b"W00"
+        session.selected = thread.number
+        self._last = (thread, StopEvent("attach", SIGTRAP))
+        return stop_reply(session, *self._last)
+
+    def last_stop_of(self, thread: GuestThread) -> StopEvent | None:
+        """Why it has stopped, if it is the one that was told last."""
+        return self._last[1] if self._last is not None and self._last[0] is thread else None

@@ -1,0 +1,355 @@
+"""The machine as the debugger drives it: all threads stopped, or some of them let go with a plan each.
+
+Two sides meet here. The server's thread decides: it stops, inspects and resumes. A guest thread that comes upon a
+breakpoint, a step's end or a fault calls :meth:`Target.answer` on its own host thread: it closes the gate for
+everybody, leaves a :class:`StopEvent`, wakes the server and waits, like all others, in the mailbox of its vCPU.
+
+To step off a breakpoint a thread goes alone, nothing patched, and only then the others follow: none of them can run
+past a breakpoint that is out of memory for a moment. Stops of several threads at a time are told one after another.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rift_core.engine import Gate
+from rift_core.errors import RiftError, StateError
+from rift_core.exits import Resume, Stop
+from rift_gdb.breakpoints import NOTHING, Arrangement, Breakpoints
+from rift_gdb.errors import INVALID, PacketError
+from rift_gdb.events import Events
+from rift_gdb.guest_thread import GuestThread
+from rift_gdb.inspection import Inspection
+from rift_gdb.patches import Patches
+from rift_gdb.stops import GO, OVER, SIGINT, Plan, StopEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
+
+    from rift_core.context import Context
+    from rift_core.engine import Engine
+    from rift_core.exits import Exit, ExitResult
+    from rift_core.isa import GuestFault
+
+STOP_SECONDS = 0.05
+"""How long a thread may take to leave an exit handler before it is shown as one that cannot be looked at."""
+
+
+class Ended:
+    """A run that is over: a thread's with its outcome, a call's without."""
+
+    def __init__(self, thread: GuestThread, outcome: Stop | BaseException | None) -> None:
+        self.thread = thread
+        self.outcome = outcome
+
+
+class Target(Inspection):
+    """One machine under a debugger.
+
+    :param wake: called, on any thread, when there is something for :meth:`collect`.
+    """
+
+    def __init__(self, engine: Engine, wake: Callable[[], None]) -> None:
+        super().__init__(engine)
+        self.breakpoints = Breakpoints(self.means, self._fits, self._levels)
+        self.engaged = False  # a debugger is there, or is to find what happens
+        self.running = True  # as the client sees it
+        self._gate = Gate(engine)
+        self._wake = wake
+        self._outcomes: dict[Context, Stop | BaseException] = {}
+        self._reports: deque[GuestThread | Ended] = deque()
+        self._patches = Patches(engine, self.debug.breakpoint)
+        self._arranged = NOTHING
+        self._plans: dict[GuestThread, Plan] = {}
+        self._over: deque[GuestThread] = deque()
+        self._events = Events(self)
+        self._missed: Ended | None = None  # the end of a run while the client had everything stopped
+        self._rest: Plan | None = None
+
+    # -- stopping --------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Keep everybody outside the guest from now on, those that come as well; returns at once."""
+        self._gate.close()
+
+    def attach(self) -> None:
+        """A client has come: stop everything, and keep what happens for it."""
+        self.engaged = True
+        self._halt()
+
+    def interrupt(self) -> None:
+        """Stop everything, and have :meth:`collect` tell of it."""
+        if not self.running:
+            return
+        self._halt()
+        with self._lock:
+            if self._reports:
+                return  # something has happened by itself
+        thread = next((t for t in self._plans if t.held and t.context.running), None)
+        thread = thread or next((t for t in self.threads if t.held), None) or next(iter(self.threads), None)
+        if thread is not None:
+            thread.stop = StopEvent("interrupt", SIGINT)
+            self._report(thread)
+
+    def _halt(self) -> None:
+        self._gate.close()
+        self._gate.wait(STOP_SECONDS)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Everybody stands: the program's own instructions come back."""
+        self._patches.remove()
+        self._over.clear()
+        self.running = False
+
+    def collect(self) -> tuple[GuestThread, StopEvent] | Ended | None:
+        """What the client must be told next; everything is stopped then. None: nothing, or it goes on by itself."""
+        while True:
+            with self._lock:
+                report = self._reports.popleft() if self._reports else None
+            if report is None:
+                return None
+            if isinstance(report, Ended):
+                if self._ended(report):
+                    return report
+                continue
+            stop, report.stop = report.stop, None
+            if stop is None or not report.context.running:
+                continue
+            if stop.reason == "over" and self._stepped_over(report):
+                continue
+            self._halt()
+            self._keep_others()
+            return report, stop
+
+    def _keep_others(self) -> None:
+        """What other threads came upon at the same time waits until they are resumed, but for ends of steps."""
+        with self._lock:
+            kept = [report for report in self._reports if isinstance(report, Ended)]
+            self._reports.clear()
+            self._reports.extend(kept)
+        for thread in self.threads:
+            if thread.stop is not None and thread.stop.reason in ("step", "over"):
+                thread.stop = None
+
+    def _ended(self, report: Ended) -> bool:
+        """Whether the client must know of the end of a run."""
+        self._plans.pop(report.thread, None)
+        stepping = bool(self._over) and self._over[0] is report.thread
+        if report.thread in self._over:
+            self._over.remove(report.thread)
+        if not self.running or not self.engaged:
+            self._missed = report
+            return False
+        if not self.threads:
+            # A call's end is nobody's: the next one may come.
+            return report.outcome is not None and not any(t.state == "new" for t in self.engine.threads)
+        if stepping:
+            self._advance()
+            return False
+        if not self._gate.closed or any(t.context.running for t in self._plans):
+            return False
+        self._halt()  # others are there, but none of those that were let go
+        return True
+
+    # -- resuming --------------------------------------------------------------------------------
+
+    def resume(self, plans: dict[GuestThread, Plan], rest: Plan | None, deliver: Iterable[GuestThread] = ()) -> None:
+        """Let these threads go; all others do ``rest``, or stay where they are.
+
+        A stop that one of them has not been told of yet comes at once instead. ``deliver``: their faults end them.
+        :raises PacketError: one cannot be stepped where it stands; nothing has changed.
+        """
+        threads = self.threads
+        if rest is not None:
+            plans = {**dict.fromkeys(threads, rest), **plans}
+        self._check_steps(plans)
+        self.running = True
+        if not threads:
+            self._report(self._missed)
+            return
+        pending = [t for t in plans if t.stop is not None and self._still_true(t, t.stop)]
+        if pending:
+            self._report(pending[0])
+            return
+        delivered = frozenset(deliver)
+        for thread in threads:
+            thread.stop = None
+            thread.deliver = thread in delivered
+        self._plans, self._rest = plans, rest
+        self._arranged = self.breakpoints.arrange()
+        self._events.remember(self._arranged, self.breakpoints)
+        self._over = deque(t for t in plans if t not in delivered and self._stands_on_breakpoint(t))
+        self._advance()
+
+    def _report(self, report: GuestThread | Ended | None) -> None:
+        if report is not None:
+            with self._lock:
+                self._reports.append(report)
+        self._wake()
+
+    def _check_steps(self, plans: dict[GuestThread, Plan]) -> None:
+        for thread, plan in plans.items():
+            if plan.kind != "go" and not self.means.step[self.place(thread).privilege]:
+                raise PacketError(
+                    f"thread {thread.context.name} cannot be stepped: this hypervisor has no single steps in "
+                    f"{self.place(thread).privilege} mode",
+                    INVALID,
+                )
+
+    def _still_true(self, thread: GuestThread, stop: StopEvent) -> bool:
+        """Whether a stop that was not told yet still holds: its breakpoint may have gone, the thread been moved."""
+        if stop.reason in ("breakpoint", "hardware"):
+            if stop.pc in self.breakpoints and self.place(thread).pc == stop.pc:
+                return True
+            thread.stop = None
+            return False
+        return True
+
+    def _stands_on_breakpoint(self, thread: GuestThread) -> bool:
+        if not self._arranged.patched and not self._arranged.hardware:
+            return False
+        pc = self.place(thread).pc
+        return pc in self._arranged.patched or pc in self._arranged.hardware
+
+    def _advance(self) -> None:
+        """The next thread steps off its breakpoint; when all have, everybody goes."""
+        while self._over:
+            thread = self._over[0]
+            if thread.context.running and self.means.step[self.place(thread).privilege]:
+                thread.plan = OVER
+                self._let_go([thread], Arrangement())
+                return
+            self._over.popleft()
+        for address, view in self._arranged.patched.items():
+            self._patches.insert(address, view)
+        going = [t for t in self._plans if t.context.running]
+        for thread in going:
+            thread.plan = self._plans[thread]
+        self._let_go(going, self._arranged)
+
+    def _stepped_over(self, thread: GuestThread) -> bool:
+        """One has stepped off its breakpoint; False if that was all it was to do."""
+        if not self.running or not self._over or self._over[0] is not thread:
+            return True
+        self._over.popleft()
+        plan = self._plans.get(thread, GO)
+        if plan.kind == "step" or (plan.kind == "range" and not plan.first <= self.place(thread).pc < plan.last):
+            return False
+        self._advance()
+        return True
+
+    def _let_go(self, threads: list[GuestThread], arranged: Arrangement) -> None:
+        for thread in threads:
+            thread.forget()
+            try:
+                future = thread.context.post(partial(thread.arm, arranged))
+            except StateError:
+                continue  # it has ended meanwhile
+            future.add_done_callback(partial(self._armed, thread))
+        if self._over or self._rest is None:
+            self._gate.close(t.context for t in threads)
+        else:
+            self._gate.open()
+
+    def _armed(self, thread: GuestThread, future: Future[None]) -> None:
+        """On its owner: a vCPU that cannot be set up does not run away from its breakpoints."""
+        error = future.exception()
+        if error is not None:
+            thread.stop = StopEvent("interrupt", SIGINT, text=f"the vCPU cannot be set up: {error}")
+            self._gate.close()
+            self._report(thread)
+
+    def detach(self) -> None:
+        """No debugger any more: no breakpoints, and everybody goes on."""
+        self.engaged = False
+        self.release()
+
+    def release(self) -> None:
+        """Forget breakpoints and stops, and let everybody go on."""
+        self._patches.remove()
+        self.breakpoints.clear()
+        self._arranged = NOTHING
+        self._over.clear()
+        self._plans.clear()
+        with self._lock:
+            self._reports.clear()
+        for thread in self.threads:
+            thread.stop = None
+            thread.forget()
+            try:
+                thread.context.post(thread.disarm)
+            except StateError:
+                continue
+        self.running = True
+        self._gate.open()
+
+    def kill(self) -> None:
+        """End every run."""
+        self._patches.remove()
+        self.engaged = False
+        self.engine.end_all(Stop(0, "killed"))
+        self._gate.open()
+
+    # -- the guest threads' side -----------------------------------------------------------------
+
+    def run_started(self, context: Context) -> None:
+        """``rift_run_started``."""
+        with self._lock:
+            self._outcomes.pop(context, None)
+            thread = self._threads.get(context)
+            if thread is None:
+                thread = self._threads[context] = GuestThread(context, self.debug, self.means)
+            thread.stop = None
+            thread.plan = GO
+            thread.forget()
+        arranged = self._arranged if self.running and self.engaged else NOTHING
+        try:
+            thread.disarm()
+            if arranged is not NOTHING:
+                thread.arm(arranged)
+        except RiftError:
+            return
+
+    def run_outcome(self, context: Context, outcome: Stop | BaseException) -> None:
+        """``rift_thread_stopped``."""
+        with self._lock:
+            self._outcomes[context] = outcome
+
+    def run_ended(self, context: Context) -> None:
+        """``rift_run_ended``."""
+        with self._lock:
+            thread = self._threads.pop(context, None)
+            if thread is None:
+                return
+            ended = Ended(thread, self._outcomes.pop(context, None))
+        self._report(ended)
+
+    def answer(
+        self, context: Context, exit: Exit, fault: GuestFault | None, describe: Callable[[], RiftError]
+    ) -> ExitResult | None:
+        """``rift_exit_unanswered``: a breakpoint, a step, or a fault; None: not ours."""
+        if not self.engaged:
+            return None
+        with self._lock:
+            thread = self._threads.get(context)
+            if thread is None:
+                thread = self._threads[context] = GuestThread(context, self.debug, self.means)
+        stop = self._events.classify(thread, exit, fault, describe)
+        if stop is None:
+            return Resume()
+        thread.calm()
+        thread.stop = stop
+        thread.forget()
+        self._gate.close()
+        self._report(thread)
+        ending = context.serve()
+        if ending is not None:
+            return ending
+        if thread.deliver:
+            thread.deliver = False
+            return None
+        return Resume()

@@ -1,0 +1,142 @@
+/* Numbers of the x86-64 framework and CPU.
+ *
+ * hv_arch_vmx.h and hv_arch_x86.h of the macOS 11.3 SDK, which repeat the Intel SDM, volume 3, appendix B (VMCS
+ * fields), appendix C (exit reasons) and chapter 25 (controls); volume 3, 2.5 (control registers). */
+#ifndef RIFT_HVF_X86_64_CONSTANTS_H
+#define RIFT_HVF_X86_64_CONSTANTS_H
+
+#include <stdint.h>
+
+/* hv_x86_reg_t */
+enum hv_x86_register {
+    HV_RIP = 0, HV_RFLAGS = 1, HV_RAX = 2, HV_RCX = 3, HV_RDX = 4, HV_RBX = 5, HV_RSI = 6, HV_RDI = 7, HV_RSP = 8,
+    HV_RBP = 9, HV_R8 = 10, HV_R15 = 17, HV_CR2 = 38, HV_DR0 = 41, HV_DR6 = 47, HV_XCR0 = 50
+};
+
+enum hv_vmcs_field {
+    VMCS_GUEST_ES = 0x0800,
+    VMCS_GUEST_LINK_POINTER = 0x2800,
+    VMCS_GUEST_IA32_PAT = 0x2804,
+    VMCS_GUEST_IA32_EFER = 0x2806,
+    VMCS_GUEST_PHYSICAL_ADDRESS = 0x2400,
+    VMCS_CTRL_PIN_BASED = 0x4000,
+    VMCS_CTRL_CPU_BASED = 0x4002,
+    VMCS_CTRL_EXC_BITMAP = 0x4004,
+    VMCS_CTRL_VMEXIT_CONTROLS = 0x400c,
+    VMCS_CTRL_VMENTRY_CONTROLS = 0x4012,
+    VMCS_CTRL_VMENTRY_IRQ_INFO = 0x4016,
+    VMCS_CTRL_VMENTRY_EXC_ERROR = 0x4018,
+    VMCS_CTRL_VMENTRY_INSTR_LEN = 0x401a,
+    VMCS_CTRL_TPR_THRESHOLD = 0x401c,
+    VMCS_CTRL_CPU_BASED2 = 0x401e,
+    VMCS_RO_EXIT_REASON = 0x4402,
+    VMCS_RO_VMEXIT_IRQ_INFO = 0x4404,
+    VMCS_RO_VMEXIT_IRQ_ERROR = 0x4406,
+    VMCS_RO_IDT_VECTOR_INFO = 0x4408,
+    VMCS_RO_IDT_VECTOR_ERROR = 0x440a,
+    VMCS_RO_VMEXIT_INSTR_LEN = 0x440c,
+    VMCS_GUEST_ES_LIMIT = 0x4800,
+    VMCS_GUEST_GDTR_LIMIT = 0x4810,
+    VMCS_GUEST_IDTR_LIMIT = 0x4812,
+    VMCS_GUEST_ES_AR = 0x4814,
+    VMCS_GUEST_CS_AR = 0x4816,
+    VMCS_GUEST_SS_AR = 0x4818,
+    VMCS_GUEST_INTERRUPTIBILITY = 0x4824,
+    VMCS_GUEST_ACTIVITY_STATE = 0x4826,
+    VMCS_GUEST_SYSENTER_CS = 0x482a,
+    VMCS_CTRL_CR0_MASK = 0x6000,
+    VMCS_CTRL_CR4_MASK = 0x6002,
+    VMCS_CTRL_CR0_SHADOW = 0x6004,
+    VMCS_CTRL_CR4_SHADOW = 0x6006,
+    VMCS_RO_EXIT_QUALIFIC = 0x6400,
+    VMCS_GUEST_CR0 = 0x6800,
+    VMCS_GUEST_CR3 = 0x6802,
+    VMCS_GUEST_CR4 = 0x6804,
+    VMCS_GUEST_ES_BASE = 0x6806,
+    VMCS_GUEST_GDTR_BASE = 0x6816,
+    VMCS_GUEST_IDTR_BASE = 0x6818,
+    VMCS_GUEST_DR7 = 0x681a,
+    VMCS_GUEST_DEBUG_EXC = 0x6822,
+    VMCS_GUEST_SYSENTER_ESP = 0x6824,
+    VMCS_GUEST_SYSENTER_EIP = 0x6826
+};
+
+/* Segments in the order of the VMCS fields, which are 2 apart. */
+enum x86_segment { SEGMENT_ES, SEGMENT_CS, SEGMENT_SS, SEGMENT_DS, SEGMENT_FS, SEGMENT_GS, SEGMENT_LDTR, SEGMENT_TR };
+
+enum { SEGMENT_UNUSABLE = 0x10000 }; /* in a segment's access rights */
+
+enum hv_vmx_capability { /* what hv_vmx_read_capability tells: low half must be 1, high half may be */
+    HV_VMX_CAP_PINBASED = 0,
+    HV_VMX_CAP_PROCBASED = 1,
+    HV_VMX_CAP_PROCBASED2 = 2,
+    HV_VMX_CAP_ENTRY = 3,
+    HV_VMX_CAP_EXIT = 4
+};
+
+enum { PIN_INTR = 1 << 0, PIN_NMI = 1 << 3, PIN_VIRTUAL_NMI = 1 << 5 };
+enum {
+    CPU_IRQ_WINDOW = 1 << 2,
+    CPU_TSC_OFFSET = 1 << 3,
+    CPU_HLT = 1 << 7,
+    CPU_MWAIT = 1 << 10,
+    CPU_RDPMC = 1 << 11,
+    CPU_CR8_LOAD = 1 << 19,
+    CPU_CR8_STORE = 1 << 20,
+    CPU_MOV_DR = 1 << 23,
+    CPU_UNCONDITIONAL_IO = 1 << 24,
+    CPU_MONITOR_TRAP = 1 << 27,
+    CPU_MSR_BITMAPS = 1 << 28,
+    CPU_MONITOR = 1 << 29
+};
+#define CPU_SECONDARY (1u << 31)
+enum { CPU2_EPT = 1 << 1, CPU2_RDTSCP = 1 << 3, CPU2_VPID = 1 << 5, CPU2_UNRESTRICTED = 1 << 7, CPU2_INVPCID = 1 << 12 };
+enum { ENTRY_IA32E = 1 << 9, ENTRY_LOAD_PAT = 1 << 14, ENTRY_LOAD_EFER = 1 << 15 };
+
+#define CR0_PE (UINT64_C(1) << 0)
+#define CR0_TS (UINT64_C(1) << 3)
+#define CR0_ET (UINT64_C(1) << 4)
+#define CR0_NE (UINT64_C(1) << 5)
+#define CR0_WP (UINT64_C(1) << 16)
+#define CR0_NW (UINT64_C(1) << 29)
+#define CR0_CD (UINT64_C(1) << 30)
+#define CR0_PG (UINT64_C(1) << 31)
+#define CR4_PAE (UINT64_C(1) << 5)
+#define CR4_LA57 (UINT64_C(1) << 12)
+#define CR4_VMXE (UINT64_C(1) << 13)
+#define CR4_PCIDE (UINT64_C(1) << 17)
+#define CR4_OSXSAVE (UINT64_C(1) << 18)
+#define CR4_SMAP (UINT64_C(1) << 21)
+#define EFER_SCE (UINT64_C(1) << 0)
+#define EFER_LME (UINT64_C(1) << 8)
+#define EFER_LMA (UINT64_C(1) << 10)
+#define EFER_NXE (UINT64_C(1) << 11)
+#define RFLAGS_DF (UINT64_C(1) << 10)
+#define RFLAGS_TF (UINT64_C(1) << 8)
+#define RFLAGS_IF (UINT64_C(1) << 9)
+#define RFLAGS_RF (UINT64_C(1) << 16)
+#define RFLAGS_AC (UINT64_C(1) << 18)
+#define RFLAGS_ARITHMETIC UINT64_C(0x8d5) /* OF SF ZF AF PF CF */
+
+enum { VECTOR_DB = 1, VECTOR_BP = 3, VECTOR_OF = 4, VECTOR_UD = 6, VECTOR_GP = 13, VECTOR_PF = 14 };
+
+/* The interruption-information word: SDM volume 3, 25.8.3. */
+#define EVENT_VALID (1u << 31)
+#define EVENT_HAS_CODE (1u << 11)
+#define EVENT_TYPE 0x700u
+enum { EVENT_EXTERNAL = 0 << 8, EVENT_EXCEPTION = 3 << 8, EVENT_SOFT_INTERRUPT = 4 << 8, EVENT_PRIVILEGED = 5 << 8,
+       EVENT_SOFT_EXCEPTION = 6 << 8 };
+
+/* Exit reasons, of which the low 16 bits count; ENTRY_FAILED: the guest was not entered. */
+#define REASON_ENTRY_FAILED (1u << 31)
+enum vmx_reason {
+    REASON_EXC_NMI = 0, REASON_IRQ = 1, REASON_TRIPLE_FAULT = 2, REASON_INIT = 3, REASON_IRQ_WINDOW = 7,
+    REASON_NMI_WINDOW = 8, REASON_CPUID = 10, REASON_GETSEC = 11, REASON_HLT = 12, REASON_INVD = 13,
+    REASON_INVLPG = 14, REASON_RDPMC = 15, REASON_VMCALL = 18, REASON_VMCLEAR = 19, REASON_VMXON = 27,
+    REASON_MOV_CR = 28, REASON_MOV_DR = 29, REASON_IO = 30, REASON_RDMSR = 31, REASON_WRMSR = 32, REASON_MWAIT = 36,
+    REASON_MTF = 37, REASON_MONITOR = 39, REASON_PAUSE = 40, REASON_TPR_THRESHOLD = 43, REASON_EPT_VIOLATION = 48,
+    REASON_INVEPT = 50, REASON_TIMER = 52, REASON_INVVPID = 53, REASON_WBINVD = 54, REASON_XSETBV = 55,
+    REASON_VMFUNC = 59
+};
+
+#endif

@@ -1,0 +1,1 @@
+../../../../../rift_core/src/rift_core/include/rift_dispatch.h

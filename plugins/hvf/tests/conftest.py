@@ -1,0 +1,68 @@
+"""Fixtures of the HVF tests: the stand-ins, and the backend over one of them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rift_core.testing.tools import require_tool, session
+
+sys.path.insert(0, str(Path(__file__).parent))  # for stand_in_build: importlib mode does not do it
+
+import stand_in_build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class StandIn:
+    """A stand-in that the backend has opened, or will open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._library = ctypes.CDLL(str(path))
+
+    def control(self, words: str) -> None:
+        """See stand_in/stand_in.h."""
+        self._library.rift_stand_in_control(words.encode())
+
+    def calls(self, function: str) -> int:
+        """How often it was called."""
+        return int(self._library.rift_stand_in_calls(function.encode()))
+
+    @property
+    def violations(self) -> int:
+        """What the real framework would not have forgiven."""
+        return int(self._library.rift_stand_in_violations())
+
+
+@pytest.fixture(scope="session")
+def stand_in_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where stand-ins are built."""
+    require_tool("gcc")
+    return tmp_path_factory.mktemp("stand_in")
+
+
+@pytest.fixture(scope="session")
+def x86_64_stand_in(stand_in_folder: Path) -> StandIn:
+    """The framework of an Intel Mac, over /dev/kvm."""
+    if not os.access("/dev/kvm", os.W_OK):
+        if "kvm" in session().required:
+            pytest.fail("--rift-require=kvm: /dev/kvm cannot be used, which the x86-64 stand-in needs", pytrace=False)
+        session().skip("the x86-64 stand-in for Hypervisor.framework needs /dev/kvm")
+    return StandIn(stand_in_build.build(stand_in_folder, "x86_64", stand_in_build.X86_64))
+
+
+@pytest.fixture
+def x86_64(x86_64_stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The stand-in as the framework that the backend opens by default; it must find no fault with the backend."""
+    monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(x86_64_stand_in.path))
+    x86_64_stand_in.control("reset")
+    yield x86_64_stand_in
+    assert x86_64_stand_in.violations == 0
+    x86_64_stand_in.control("reset")
