@@ -122,9 +122,7 @@ def _exits(name: str, what: str, kind: ExitKind, where: range, code: bytes, pair
 def port(pairs: int) -> Result:
     """OUT in a loop, counted by a C handler; the twin stops at a HLT and starts again."""
     code = b"\xee\xeb\xfd"  # again: out dx, al; jmp again
-    return _exits(
-        "emulator_port", "emulated OUT, native handler", ExitKind.PORT_IO, range(PORT, PORT + 1), code, pairs
-    )
+    return _exits("emulator_port", "emulated OUT, native handler", ExitKind.PORT_IO, range(PORT, PORT + 1), code, pairs)
 
 
 def mmio(pairs: int) -> Result:
