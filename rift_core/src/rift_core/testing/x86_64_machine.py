@@ -218,5 +218,5 @@ class Machine:
 
     def finish(self, code: bytes, **registers: int) -> None:
         """Run ``code`` and a HLT behind it, in ring 0."""
-        self.start(code + b"\xf4", **registers)
+        self.start(code + b"\xf4", user=False, **registers)
         self.halt(self.go(), CODE + len(code))

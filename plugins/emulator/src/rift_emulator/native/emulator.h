@@ -58,8 +58,6 @@ int rift_emulator_vm_unmap(struct rift_emulator_vm *vm, uint64_t gpa, struct rif
 /* 1 if no native exit handler is running in any vCPU, else 0. */
 int rift_emulator_vm_quiet(struct rift_emulator_vm *vm);
 
-/* Makes every vCPU compare its translated code with memory, which the host has written to. */
-void rift_emulator_vm_code_changed(struct rift_emulator_vm *vm);
 /* Makes every vCPU see page-table entries that the host has changed. */
 void rift_emulator_vm_flush(struct rift_emulator_vm *vm);
 

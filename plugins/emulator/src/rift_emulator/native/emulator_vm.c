@@ -135,10 +135,6 @@ int rift_emulator_vm_unmap(struct rift_emulator_vm *vm, uint64_t gpa, struct rif
     return !rift_emulator_vm_quiet(vm);
 }
 
-void rift_emulator_vm_code_changed(struct rift_emulator_vm *vm) {
-    tell_all(vm);
-}
-
 void rift_emulator_vm_flush(struct rift_emulator_vm *vm) {
     atomic_fetch_add(&vm->flushes, 1);
     tell_all(vm);
