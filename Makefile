@@ -1,12 +1,13 @@
 # make demo    install into .venv and run the main example
 # make test    install the development set into .venv; run all tests, ruff and mypy --strict
 # make bench   the benchmarks, each beside its bare C twin
+# make reference  rewrite the parts of docs/ that are made from the code
 # make native  rebuild the C parts in place
 # make lint    ruff and mypy only
 # make sanitize  the suites with every native piece under AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean   remove what the others made
 
-.PHONY: demo test bench native lint clean dev sanitize
+.PHONY: demo test bench reference native lint clean dev sanitize
 PYTEST_ARGS ?=
 
 demo:
@@ -30,6 +31,9 @@ bench: dev
 
 sanitize: dev
 	.venv/bin/python tools/sanitize.py -q
+
+reference: dev
+	.venv/bin/python tools/reference.py
 
 native: dev
 	for plugin in plugins/*/setup.py; do \

@@ -93,7 +93,7 @@ def test_page_fault(example: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
 @pytest.mark.parametrize("example", ["sandbox"], indirect=True)
 def test_sandbox(example: Path, isa: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")  # no cell is broken into two lines
     assert run_module(example, monkeypatch) == 0
     text = capfd.readouterr().out
     cells = [line.split("│") for line in text.splitlines()]

@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from machine_code import CODE, ISA, NAMES
 
 from rift_core import (
     ForkedMachineError,
@@ -28,16 +30,14 @@ from rift_core.testing.tools import require_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-ADD = bytes.fromhex("488d0437c3")  # lea rax, [rdi+rsi]; ret
-SPIN = bytes.fromhex("ebfe")  # jmp $
+ADD, SPIN = CODE["add"], CODE["spin"]
 
 
 def open_code(code: bytes) -> Machine:
     """A machine that nothing but the caller refers to, or a skip that says why there is none."""
     try:
-        return open_machine(code=code, isa="x86_64")
+        return open_machine(code=code, isa=ISA)
     except PluginUnavailableError as error:
         pytest.skip(f"no backend works here: {error}")
 
@@ -51,7 +51,7 @@ def test_a_thousand_machines_leave_nothing_behind() -> None:
         machine.call(0x40_0000, 1, 1)
     with no_leaks():
         for number in range(1000):
-            with open_machine(code=ADD, isa="x86_64") as machine:
+            with open_machine(code=ADD, isa=ISA) as machine:
                 assert machine.call(0x40_0000, number, 1) == number + 1
 
 
@@ -68,7 +68,7 @@ def test_close_is_idempotent_and_later_use_is_refused() -> None:
         lambda: machine.map(0x10_0000, 0x1000),
         lambda: machine.symbol("x"),
         lambda: machine.translate(0),
-        lambda: machine.load_code(b"\xc3"),
+        lambda: machine.load_code(CODE["return"]),
     ):
         with pytest.raises(StateError, match="closed"):
             use()
@@ -126,14 +126,12 @@ def ask_twice(machine: Machine) -> None:
 
 def uses() -> dict[str, Callable[[Machine], object]]:
     """Uses of a machine that end with an exception; what is raised refers to the frames it came through."""
-    spin, fault = SPIN, bytes.fromhex("0f0b")  # jmp $; ud2
-    put = bytes.fromhex("c7042508000070 78000000 c3")  # mov dword [0x70000008], 'x'; ret
     return {
-        "a call that takes too long": lambda m: m.call(m.load_code(spin), timeout=0.01),
-        "a call that faults": lambda m: m.call(m.load_code(fault)),
+        "a call that takes too long": lambda m: m.call(m.load_code(SPIN), timeout=0.01),
+        "a call that faults": lambda m: m.call(m.load_code(CODE["undefined"])),
         "a thread that faults": lambda m: m.thread().start().join(20),
         "a thread that faults, asked twice": ask_twice,
-        "a stream that refuses": lambda m: m.call(m.load_code(put), restype=None),
+        "a stream that refuses": lambda m: m.call(m.load_code(CODE["print"]), restype=None),
         "a symbol that is not there": lambda m: m.call("nothing"),
     }
 
@@ -141,7 +139,7 @@ def uses() -> dict[str, Callable[[Machine], object]]:
 @pytest.mark.parametrize("name", uses())
 def test_what_was_raised_does_not_keep_a_dropped_machine(name: str) -> None:
     def use() -> weakref.ref[Machine]:
-        machine = require_machine(lambda: open_machine(code=bytes.fromhex("0f0b"), isa="x86_64", console=Broken()))
+        machine = require_machine(lambda: open_machine(code=CODE["undefined"], isa=ISA, console=Broken()))
         with pytest.raises((RiftError, TimeoutError)):
             uses()[name](machine)
         return weakref.ref(machine)
@@ -207,7 +205,7 @@ def test_forks_at_random_moments_inherit_nothing() -> None:
 
     def churn() -> None:
         while not stop.is_set():
-            with open_machine(code=SPIN, isa="x86_64") as machine:
+            with open_machine(code=SPIN, isa=ISA) as machine:
                 machine.thread().start()
 
     threads = [threading.Thread(target=churn) for _ in range(3)]
@@ -248,7 +246,7 @@ def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
                 thread.join,
                 thread.kick,
                 thread.kill,
-                lambda: thread.registers["rip"],
+                lambda: thread.registers[NAMES.pc],
             ):
                 try:
                     use()
@@ -258,7 +256,7 @@ def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
             machine.close()
             inherited = inherited_descriptors()
             # The child can have machines of its own.
-            with open_machine(code=ADD, isa="x86_64") as own:
+            with open_machine(code=ADD, isa=ISA) as own:
                 problems = problems or own.call(0x40_0000, 1, 2) != 3
             code = 2 if problems else 3 if inherited else 0
         finally:
@@ -273,8 +271,9 @@ def test_a_forked_child_is_told_and_the_parent_is_not_disturbed() -> None:
 
 
 EXIT_WHILE_RUNNING = """
+from machine_code import CODE, ISA
 from rift_core import open_machine
-machine = open_machine(code=bytes.fromhex("ebfe"), isa="x86_64")
+machine = open_machine(code=CODE["spin"], isa=ISA)
 thread = machine.thread().start()
 import threading
 
@@ -299,6 +298,7 @@ def test_the_interpreter_exits_while_guests_run(tmp_path: Path) -> None:
         timeout=60,
         check=False,
         cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "leaving\n"

@@ -1,30 +1,51 @@
-"""A payload that was made for another host library: its own linker script, vectors and memory, ended by HLT."""
+"""A payload that was made for another host library: its own linker script, vectors and memory, ended by HLT.
+
+As ELF it is linked by a script; as Mach-O, whose linker on Linux takes no addresses of segments, filling makes each
+segment end where the next one is to start.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from machine_code import ISA
 
 from rift_core import GuestFaultError, Machine, open_machine
-from rift_core.testing.tools import require_machine, require_tool
+from rift_core.testing.tools import require_machine, require_tool, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = pytest.mark.skipif(ISA != "x86_64", reason="the payload is one for x86-64")
 
 SOURCE = Path(__file__).parent / "payloads" / "own_linker_script"
 BUFFER = 256 << 20
 USED = 0xDEADBEEF
 
 
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+FILLING = """
+    .section __TEXT,__filling
+    .space 0x1ff000
+    .section __DATA_CONST,__filling
+    .space 0x1ff000
+"""
+
+
+@pytest.fixture(scope="module", params=["elf", "macho"])
+def payload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built as its authors would, without anything of Rift."""
+    folder = tmp_path_factory.mktemp("payload")
+    return build_elf(folder) if request.param == "elf" else build_macho(folder)
+
+
+def build_elf(folder: Path) -> Path:
     gcc = require_tool("gcc")
     require_tool("ld", package="binutils")
-    output = tmp_path_factory.mktemp("payload") / "payload"
+    output = folder / "payload"
     command = [
         gcc, "-O2", "-std=gnu11", "-Wall", "-Wextra", "-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pic",
         "-mno-red-zone", "-mgeneral-regs-only", "-mcmodel=large", "-fno-stack-protector", "-fcf-protection=none",
@@ -33,6 +54,33 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     subprocess.run(command, check=True, timeout=60)
     return output
+
+
+def build_macho(folder: Path) -> Path:
+    clang = require_tool("clang")
+    linkers = {name for path in os.get_exec_path() for name in map(str, Path(path).glob("ld64.lld*"))}
+    versions = {int(name.rpartition("-")[2]): name for name in linkers if name.rpartition("-")[2].isdigit()}
+    linker = require_tool(versions[max(versions)] if versions else "ld64.lld", package="lld (its ld64.lld)")
+    if versions and max(versions) < 15:
+        session().skip("this linker cannot place __TEXT", "install the package lld-19")
+    (folder / "filling.s").write_text(FILLING)
+    target = "--target=x86_64-apple-macos11"
+    commands = [
+        [clang, target, "-c", "filling.s"],
+        [
+            clang, target, "-O2", "-std=gnu11", "-Wall", "-Wextra", "-ffreestanding", "-mno-red-zone",
+            "-mgeneral-regs-only", "-fno-stack-protector", "-fcf-protection=none", "-fno-asynchronous-unwind-tables",
+            "-c", str(SOURCE / "payload.c"),
+        ],
+        [
+            linker, "-arch", "x86_64", "-platform_version", "macos", "11.0", "11.0", "-execute", "-e", "_test",
+            "-pagezero_size", "0x200000", "-rename_section", "__TEXT", "__const", "__DATA_CONST", "__const",
+            "-segprot", "__DATA_CONST", "r", "r", "-o", "payload", "payload.o", "filling.o",
+        ],
+    ]  # fmt: skip
+    for command in commands:
+        subprocess.run(command, check=True, timeout=60, cwd=folder)
+    return folder / "payload"
 
 
 @pytest.fixture

@@ -212,3 +212,15 @@ def test_commands_take_sources(folder: Path, command: str, name: str, capsys: py
     assert '"x86_64"' in capsys.readouterr().out or sys.platform != "linux"
     gc.collect()
     assert left(folder) == []
+
+
+def test_a_payload_of_functions_needs_no_thread(folder: Path) -> None:
+    (folder / "guest.c").write_text("int add(int a, int b) { return a + b; }")
+    with require_machine(lambda: open_machine(folder / "guest.c")) as machine:
+        assert machine.threads == ()
+        assert machine.call("add", 2, 3) == 5
+        with pytest.raises(ConfigError, match=r"no thread to run: .*guest\.c has neither a symbol main nor"):
+            machine.run()
+    (folder / "rift.toml").write_text(TOML + "[[threads]]\n")
+    with pytest.raises(SymbolNotFoundError, match="thread main: the image has neither a symbol main"):
+        check(load_config(folder / "rift.toml"), Catalog.installed())

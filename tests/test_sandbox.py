@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from machine_code import ISA
 
 from rift_core import (
     Exit,
@@ -28,6 +29,8 @@ from rift_core.testing.tools import require_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.skipif(ISA != "x86_64", reason="the attempts are x86-64 machine code")
 
 SOON = 1.0
 RETURN_42 = bytes.fromhex("b82a000000c3")  # mov eax, 42; ret

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from machine_code import CODE, ISA
 
 from rift_core import open_machine
 from rift_core.testing.tools import require_machine, require_tool
@@ -41,7 +42,7 @@ def test_machines_calls_kicks_and_files_without_a_finding(tmp_path: Path) -> Non
     tool = load_tool()
     if not tool.runtimes(require_tool("gcc")):
         pytest.skip("gcc comes without libasan and libubsan; install the package gcc")
-    require_machine(lambda: open_machine(code=b"\xf4", isa="x86_64", backend="kvm")).close()
+    require_machine(lambda: open_machine(code=CODE["halt"], isa=ISA, backend="kvm")).close()
     command = [sys.executable, str(ROOT / "tools" / "sanitize.py"), "--folder", str(tmp_path), "-q", "-x", *TESTS]
     run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]

@@ -8,13 +8,14 @@ import random
 import threading
 import time
 
+from machine_code import CODE, ISA
+
 from rift_core import GuestError, Machine, RiftError, aligned_buffer, open_machine
 from rift_core.testing.leaks import no_leaks
 from rift_core.testing.tools import require_machine
 
 SECONDS = 4.0
-SPIN = bytes.fromhex("ebfe")
-ADD = bytes.fromhex("488d0437c3")  # lea rax, [rdi+rsi]; ret
+SPIN, ADD = CODE["spin"], CODE["add"]
 CALLED = 0x40_0000
 WINDOW = 0x1000_0000
 
@@ -23,7 +24,7 @@ def open_any(choose: random.Random) -> Machine:
     threads = [
         {"name": f"t{n}", "privilege": choose.choice(("supervisor", "user"))} for n in range(choose.randrange(3))
     ]
-    return open_machine(code=choose.choice((SPIN, ADD)), isa="x86_64", threads=threads)
+    return open_machine(code=choose.choice((SPIN, ADD)), isa=ISA, threads=threads)
 
 
 def step(machine: Machine, choose: random.Random, number: int) -> None:
@@ -94,7 +95,7 @@ def soak(seconds: float, seed: int) -> list[BaseException]:
 
 
 def test_everything_at_once() -> None:
-    require_machine(lambda: open_machine(code=ADD, isa="x86_64")).close()
+    require_machine(lambda: open_machine(code=ADD, isa=ISA)).close()
     assert soak(0.5, 1) == []
     gc.collect()
     with no_leaks():
@@ -103,9 +104,9 @@ def test_everything_at_once() -> None:
 
 def test_a_closed_machine_ends_whoever_uses_it() -> None:
     """Four threads call one machine while a fifth closes it: each ends with an error of Rift's, or its result."""
-    require_machine(lambda: open_machine(code=ADD, isa="x86_64")).close()
+    require_machine(lambda: open_machine(code=ADD, isa=ISA)).close()
     for _ in range(40):
-        machine = open_machine(code=ADD, isa="x86_64")
+        machine = open_machine(code=ADD, isa=ISA)
         unexpected: list[BaseException] = []
         started = threading.Barrier(5)
 

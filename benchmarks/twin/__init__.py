@@ -115,6 +115,36 @@ def library() -> Any:
     return loaded
 
 
+@cache
+def engine_library() -> Any:
+    """The bare engine's twin, which needs no KVM."""
+    target = Path(tempfile.mkdtemp(prefix="rift-twin-")) / "engine.so"
+    compiler = os.environ.get("CC", "gcc")
+    source = HERE / "unicorn_twin.c"
+    subprocess.run([compiler, *FLAGS, "-shared", "-fPIC", "-o", target, source], check=True)
+    loaded = ctypes.CDLL(str(target))
+    u64, pointer = ctypes.c_uint64, ctypes.c_void_p
+    loaded.twin_engine_open.argtypes = [ctypes.c_char_p, u64, pointer, *[u64] * 5]
+    loaded.twin_engine_open.restype = pointer
+    loaded.twin_engine_close.argtypes = [pointer]
+    for name in ("twin_engine_run", "twin_engine_halts", "twin_engine_ports"):
+        getattr(loaded, name).argtypes = [pointer, u64, u64]
+        getattr(loaded, name).restype = u64
+    return loaded
+
+
+@cache
+def tables_library() -> Any:
+    """The plain loop over AArch64's page tables."""
+    target = Path(tempfile.mkdtemp(prefix="rift-twin-")) / "tables.so"
+    compiler = os.environ.get("CC", "gcc")
+    subprocess.run([compiler, *FLAGS, "-shared", "-fPIC", "-o", target, HERE / "tables_aarch64.c"], check=True)
+    loaded = ctypes.CDLL(str(target))
+    loaded.twin_tables_aarch64.argtypes = [ctypes.c_void_p, ctypes.c_uint, ctypes.POINTER(TwinMapping)]
+    loaded.twin_tables_aarch64.restype = None
+    return loaded
+
+
 def function_address(name: str) -> int:
     """Where one of the twin's functions is, for Rift to call."""
     return ctypes.cast(getattr(library(), name), ctypes.c_void_p).value or 0

@@ -215,8 +215,8 @@ def test_a_split_keeps_marks_and_attributes(make_space: Any) -> None:
     space.tables.map(mapped(0, 0, HUGE, R | W | U, caching=Caching.WRITE_THROUGH))
     step = space.tables.walk(Gva(0)).steps[-1]
     space.put_entry(step.entry_address, step.entry & ~RO | AF)
-    assert space.tables.splits(Gva(SMALL), SMALL)
-    assert not space.tables.splits(Gva(0), HUGE)
+    assert space.tables.wants_pause(Gva(SMALL), SMALL)
+    assert not space.tables.wants_pause(Gva(0), HUGE)
     space.tables.protect(Gva(SMALL), SMALL, R)
     for address in (0, SMALL, 2 * SMALL, LARGE, HUGE - SMALL):
         walk = space.tables.walk(Gva(address))
@@ -224,7 +224,7 @@ def test_a_split_keeps_marks_and_attributes(make_space: Any) -> None:
         assert walk.caching == Caching.WRITE_THROUGH
         assert walk.permissions == (R if address == SMALL else R | W | U)
     assert space.tables.walk(Gva(LARGE)).page_size == LARGE
-    assert not space.tables.splits(Gva(2 * SMALL), SMALL)
+    assert not space.tables.wants_pause(Gva(2 * SMALL), SMALL)
 
 
 @pytest.mark.parametrize(("granule", "page", "run"), [(SMALL, SMALL, 16), (SMALL16, SMALL16, 128)])
@@ -241,8 +241,8 @@ def test_a_contiguous_run_is_marked_and_dissolved(make_space: Any, granule: int,
     space.put_entry(step.entry_address, step.entry & ~RO | AF)
     marks = [row[2:] for row in space.tables.accessed_dirty(Gva(0), 2 * run * page)]
     assert marks == [(True, True)] * run + [(False, False)] * run, "any page speaks for its run"
-    assert space.tables.splits(Gva(5 * page), page)
-    assert not space.tables.splits(Gva(0), run * page)
+    assert space.tables.wants_pause(Gva(5 * page), page)
+    assert not space.tables.wants_pause(Gva(0), run * page)
     space.tables.protect(Gva(5 * page), page, R)
     assert hints() == [False] * run + [True] * run + [False]
     marks = [row[2:] for row in space.tables.accessed_dirty(Gva(0), 2 * run * page)]
@@ -312,7 +312,7 @@ def test_tables_that_contain_themselves_end_quickly(space: Any) -> None:
         with pytest.raises(MappingError, match="repeat themselves"):
             edit()
     assert space.tables.walk(Gva(0)).physical == root
-    space.tables.splits(Gva(0), whole)
+    space.tables.wants_pause(Gva(0), whole)
 
 
 def test_table_memory_is_checked(space: Any) -> None:

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
 
 SOURCES = Path(__file__).parent / "stand_in"
 X86_64 = ("stand_in.c", "x86_64.c", "x86_64_state.c", "x86_64_entry.c", "x86_64_exits.c")
-FLAGS = ("-shared", "-fPIC", "-O1", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-pthread")
+FLAGS = (
+    "-shared",
+    "-fPIC",
+    "-O1",
+    "-g",
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fvisibility=hidden",
+    "-pthread",
+)
 
 
 def build(folder: Path, name: str, sources: Sequence[str], flags: Sequence[str] = (), compiler: str = "gcc") -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rift_core.testing.tools import require_backend, require_tool
+from rift_kvm.host import host_isa
 
 sys.path.insert(0, str(Path(__file__).parent))  # for kvm_bench: importlib mode does not do it
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from kvm_bench import KvmBench
 
 HERE = Path(__file__).parent
+
+_ANY_HOST = {"test_conformance.py", "test_kvm_probe.py"}
+_AARCH64_HOSTS = {"test_kvm_aarch64.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Most tests here are machine code of one ISA, and KVM runs guests of its host's own ISA."""
+    isa = host_isa()
+    for item in items:
+        if item.path.parent != HERE or item.path.name in _ANY_HOST:
+            continue
+        wanted = "aarch64" if item.path.name in _AARCH64_HOSTS else "x86_64"
+        if isa != wanted:
+            item.add_marker(pytest.mark.skip(reason=f"{wanted} machine code: run tests/lab/run for such a machine"))
 
 
 @pytest.fixture

@@ -60,6 +60,14 @@ def test_chosen_base(opened: Open) -> None:
     assert word(binary, 0x10004000) == 0x10001000
 
 
+def test_aarch64_relative(opened: Open) -> None:
+    elf = with_rela(w.rela(0x4000, 1027, 0x1000) + w.rela(0x4008, 1027, -8))
+    elf.machine = w.EM_AARCH64
+    binary = opened(elf)
+    assert binary.isa == "aarch64"
+    assert (word(binary, BASE + 0x4000), word(binary, BASE + 0x4008)) == (BASE + 0x1000, BASE - 8)
+
+
 def test_negative_addend_wraps(opened: Open) -> None:
     binary = opened(with_rela(w.rela(0x4000, 8, -0x400001)))
     assert word(binary, BASE + 0x4000) == (1 << 64) - 1
@@ -95,22 +103,30 @@ def test_bss_is_relocated_within_bounds(opened: Open) -> None:
         opened(elf)
 
 
-def test_symbols(opened: Open) -> None:
+AARCH64_KINDS = {1: 257, 6: 1025, 7: 1026, 0: 256}
+"""R_AARCH64_ABS64, GLOB_DAT, JUMP_SLOT and the withdrawn NONE, by the number of x86-64's counterpart."""
+
+
+@pytest.mark.parametrize("machine", [w.EM_X86_64, w.EM_AARCH64])
+def test_symbols(opened: Open, machine: int) -> None:
     symbols = [
         w.Sym("inside", 0x1010),
         w.Sym("absolute", 0x77, section=w.ABS),
         w.Sym("weak", 0, bind=w.WEAK, section=w.UNDEF),
     ]
     table = b"".join(
-        w.rela(0x4000 + 8 * number, kind, addend, symbol)
+        w.rela(0x4000 + 8 * number, kind if machine == w.EM_X86_64 else AARCH64_KINDS[kind], addend, symbol)
         for number, (kind, addend, symbol) in enumerate(
             [(1, 4, 1), (6, 4, 1), (7, 0, 1), (1, 1, 2), (1, 0, 3), (1, 9, 3), (1, 0x123, 0), (0, 0, 99)]
         )
     )
-    binary = opened(with_rela(table, symbols))
+    elf = with_rela(table, symbols)
+    elf.machine = machine
+    binary = opened(elf)
+    addend = 4 if machine == w.EM_AARCH64 else 0  # x86-64 ignores that of GLOB_DAT
     assert struct.unpack("<8Q", image_bytes(binary, BASE + 0x4000, 64)) == (
         BASE + 0x1014,
-        BASE + 0x1010,
+        BASE + 0x1010 + addend,
         BASE + 0x1010,
         0x78,
         0,
@@ -118,6 +134,16 @@ def test_symbols(opened: Open) -> None:
         0x123,
         0,
     )
+
+
+@pytest.mark.parametrize(
+    ("machine", "kind"), [(w.EM_X86_64, 6), (w.EM_X86_64, 7), (w.EM_AARCH64, 1025), (w.EM_AARCH64, 1026)]
+)
+def test_a_slot_without_a_symbol_is_refused(opened: Open, machine: int, kind: int) -> None:
+    elf = with_rela(w.rela(0x4000, kind, 8, 0))
+    elf.machine = machine
+    with pytest.raises(BinaryError, match="names no symbol"):
+        opened(elf)
 
 
 def test_undefined_symbol_is_named(opened: Open) -> None:
@@ -148,6 +174,10 @@ def test_symbols_without_an_address(opened: Open, symbol: w.Sym, message: str) -
         (w.EM_X86_64, 4000, "0xfa0"),
         (w.EM_AARCH64, 1032, "indirect functions.*R_AARCH64_IRELATIVE"),
         (w.EM_AARCH64, 8, "not supported"),
+        (w.EM_AARCH64, 1024, r"shared library.*\(R_AARCH64_COPY\)"),
+        (w.EM_AARCH64, 1028, "R_AARCH64_TLS"),
+        (w.EM_AARCH64, 1030, "R_AARCH64_TLS"),
+        (w.EM_AARCH64, 1031, "R_AARCH64_TLS"),
     ],
 )
 def test_types_that_are_refused(opened: Open, machine: int, kind: int, message: str) -> None:

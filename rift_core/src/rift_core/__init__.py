@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rift_core.backend import Binding, Check, CpuFeatures, Limits, ProbeResult, VCpu, Vm, VmSpec, Watchpoint
     from rift_core.binary import Binary, Segment, Symbol, SymbolTable
+    from rift_core.build import BuildError
     from rift_core.config import MachineConfig, load_config
     from rift_core.errors import (
         AddressError,
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "backend": "Binding Check CpuFeatures Limits ProbeResult VCpu Vm VmSpec Watchpoint",
     "binary": "Binary Segment Symbol SymbolTable",
+    "build": "BuildError",
     "config": "MachineConfig load_config",
     "errors": (
         "AddressError BinaryError ConfigError ForkedMachineError GuestCrashError GuestError GuestExitError "
@@ -70,8 +72,8 @@ _MODULE_OF = {name: module for module, names in _PLACES.items() for name in name
 # Written out, because type checkers read it: a name that is not here is not exported for them.
 __all__ = [
     "Binding", "Check", "CpuFeatures", "Limits", "ProbeResult", "VCpu", "Vm", "VmSpec", "Watchpoint", "Binary",
-    "Segment", "Symbol", "SymbolTable", "MachineConfig", "load_config", "AddressError", "BinaryError", "ConfigError",
-    "ForkedMachineError", "GuestCrashError", "GuestError", "GuestExitError", "GuestFaultError",
+    "Segment", "Symbol", "SymbolTable", "MachineConfig", "load_config", "AddressError", "BinaryError", "BuildError",
+    "ConfigError", "ForkedMachineError", "GuestCrashError", "GuestError", "GuestExitError", "GuestFaultError",
     "HypervisorError", "LimitError", "MappingError", "PluginConflictError", "PluginError", "PluginLoadError",
     "PluginNotFoundError", "PluginUnavailableError", "ReentrancyError", "RiftError", "StateError",
     "SymbolNotFoundError", "UnhandledExitError", "UnsupportedError", "Exit", "ExitHandler", "ExitKind",

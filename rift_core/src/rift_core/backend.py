@@ -41,6 +41,10 @@ class CpuFeatures:
     id_registers: Mapping[str, int] = field(default_factory=dict)
 
 
+PLATFORM = "platform"
+"""Name of the check that fails where a backend is not meant for this kind of host at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One line of ``rift doctor``: ``status`` is ``pass``, ``warn`` or ``fail``."""

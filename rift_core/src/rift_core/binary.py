@@ -90,8 +90,9 @@ class NoSymbols:
 class Binary:
     """A parsed, checked and relocated executable. ``path`` is None for raw code.
 
-    ``owner`` keeps whatever the views point into alive (the file mapping). ``built`` is core's: where the file was
-    built from a source first.
+    ``owner`` keeps whatever the views point into alive (the file mapping). ``slide`` is how far the image stands above
+    the addresses that its file names, modulo 2**64: what debuggers must add to them. ``built`` is core's: where the
+    file was built from a source first.
     """
 
     path: Path | None
@@ -101,6 +102,7 @@ class Binary:
     segments: tuple[Segment, ...]
     symbols: SymbolTable = field(default_factory=NoSymbols)
     owner: object = None
+    slide: int = 0
     built: BuiltPayload | None = None
 
     @property

@@ -72,6 +72,10 @@ _FLOATING_POINT = re.compile(r"SSE|general-regs-only|`__\w+[sdt]f[0-9]?'|symbol:
 """What gcc, and the linkers after clang, say of floating point without its registers: libgcc's __muldf3 and so on."""
 
 
+_DEBUG_MAP = re.compile(r"^warning: .* debug map\.\n", re.MULTILINE)
+"""What dsymutil, which clang runs for Mach-O, says of symbols that the linker has left out: no use to anybody."""
+
+
 class BuildError(RiftError):
     """The payload could not be built.
 
@@ -372,7 +376,7 @@ def build(
         shown = (*command[:-1], str(destination))
         if verbose:
             verbose(shlex.join(shown))
-        warnings = _run(command, shown, directory)
+        warnings = _DEBUG_MAP.sub("", _run(command, shown, directory))
         _replace_symbols(made, destination)
         made.replace(destination)
     return BuildResult(shown, destination, warnings)

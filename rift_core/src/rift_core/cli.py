@@ -11,6 +11,8 @@ from importlib import import_module
 
 import click
 
+from rift_core.commands.extensions import add_options
+
 OWN_COMMANDS = {
     "run": "Run a payload: a configuration, a C source, or an executable.",
     "build": "Compile a payload with the guest runtime.",
@@ -21,6 +23,9 @@ OWN_COMMANDS = {
     "schema": "Print the JSON schema of rift.toml for the installed plugins.",
 }
 """Name and one line of help: all that ``rift --help`` needs."""
+
+EXTENSIBLE_COMMANDS = frozenset({"run"})
+"""Commands to which plugins may add options (``rift_core.commands.extensions``)."""
 
 COMMANDS = "rift.commands"  # rift_core.plugin.COMMANDS, which would import pydantic
 
@@ -52,7 +57,7 @@ class LazyGroup(click.Group):
         """
         if cmd_name in OWN_COMMANDS:
             command: click.Command = import_module(f"rift_core.commands.{cmd_name}").command
-            return command
+            return add_options(command, cmd_name) if cmd_name in EXTENSIBLE_COMMANDS else command
         value = _plugin_commands().get(cmd_name)
         if value is None:
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,8 @@ class MachineConfig:
     ``backend``, ``isa``, ``loader``, and each of ``exit_handlers`` and ``extensions``, are the plugin's own
     model with the key ``name`` added; a name ``auto`` leaves the choice to the machine. Relative paths count
     from ``directory``: the file's, or the current one. ``path`` is None for dictionaries. An extension's own table
-    (``PluginInfo.table``) has become one of ``extensions``.
+    (``PluginInfo.table``) has become one of ``extensions``. ``assumed_thread``: no threads are named, and the one
+    that there is stands for an image that has somewhere to start.
     """
 
     binary: BinarySection
@@ -67,6 +68,7 @@ class MachineConfig:
     limits: LimitsSection
     directory: Path
     path: Path | None = None
+    assumed_thread: bool = False
 
 
 def load_config(
@@ -101,10 +103,13 @@ def load_config(
             data, path = {"binary": {"path": str(path.absolute())}}, None
         else:
             text, data = _read(path)
+    threads_given = "threads" in data
     _complete(data, catalog)
     origins = apply_overrides(data, os.environ if environ is None else environ, overrides or {})
     _complete(data, catalog)
-    return _validate(Document(data, path, text, origins), catalog, directory)
+    config = _validate(Document(data, path, text, origins), catalog, directory)
+    threads_given = threads_given or any(place[0] == "threads" for place in origins)
+    return config if threads_given else replace(config, assumed_thread=True)
 
 
 def code_config(

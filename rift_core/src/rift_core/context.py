@@ -59,6 +59,9 @@ USER_DOORBELL_READ = 4
 _ENOSYS = (1 << 64) - errno.ENOSYS
 _BAD_CALL = Resume((1 << 64) - errno.EFAULT)
 _CRASHES = frozenset({ExitKind.SHUTDOWN, ExitKind.FAIL_ENTRY, ExitKind.UNKNOWN, ExitKind.MEMORY_FAULT})
+_SYSTEM_ENDS = frozenset({ExitKind.POWER_OFF, ExitKind.RESET})
+"""The guest has switched off the whole machine, not the CPU that says so."""
+
 _RATE_WINDOW = 0.25  # seconds over which exits a second are counted
 _HELD_LOOK = 0.5  # seconds until the watchdog looks again at a deadline that has passed while the guest is held
 
@@ -226,6 +229,8 @@ class Context:
                 if not exit.is_write:
                     reply = result.value
             elif isinstance(result, Stop):
+                if kind in _SYSTEM_ENDS:
+                    self.engine.end_all(result, but=self)
                 return result
             else:
                 vcpu.inject_exception(result.vector, result.code)

@@ -77,9 +77,21 @@ class Dispatcher:
             for kind in handler.kinds:
                 self._tables.setdefault(kind, _Table()).add(handler, kind)
 
-    def observe(self, kind: ExitKind, function: Observer) -> None:
-        """Call ``function`` with each exit of ``kind`` that reaches Python, before its handler: for tracers."""
+    def observe(self, kind: ExitKind, function: Observer) -> Callable[[], None]:
+        """Call ``function`` with each exit of ``kind`` that reaches Python, before its handler: for tracers.
+
+        What it returns, when called, puts an end to it.
+        """
         self._observers.setdefault(kind, []).append(function)
+
+        def stop() -> None:
+            left = [other for other in self._observers.get(kind, ()) if other is not function]
+            if left:
+                self._observers[kind] = left
+            else:
+                self._observers.pop(kind, None)
+
+        return stop
 
     def dispatch(self, vcpu: VCpu, exit: Exit) -> ExitResult:
         """The first answer that is not None: the owner of the address, then the fallbacks.
@@ -94,7 +106,8 @@ class Dispatcher:
     def answer(self, vcpu: VCpu, exit: Exit) -> ExitResult | None:
         """As :meth:`dispatch`, but None when nobody answers.
 
-        A HALT that nobody takes ends the thread with ``Stop(0, "halt")``, POWER_OFF and RESET with theirs.
+        A HALT that nobody takes ends the thread with ``Stop(0, "halt")``, POWER_OFF and RESET with theirs,
+        which :meth:`Context.loop` hands to all other threads of the machine as well.
         """
         kind = exit.kind
         if self._observers:

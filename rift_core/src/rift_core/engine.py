@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from rift_core.context import Context
 from rift_core.dispatch import Dispatcher
-from rift_core.errors import AddressError, ForkedMachineError, MappingError, StateError
+from rift_core.errors import AddressError, ForkedMachineError, MappingError, StateError, UnsupportedError
 from rift_core.exits import Stop
 from rift_core.heap import PhysicalHeap
 from rift_core.host_memory import HostMemory
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from rift_core.thread import Thread
 
 _SLICE_SECONDS = 0.05
+_EDIT_SECONDS = 0.5
+"""How long an edit of the page tables that no CPU may watch waits for vCPUs to leave the guest."""
+
+_RELOAD_PIECE = 0x10_0000
 _JOIN_SECONDS = 10.0
 """How long a close waits for a guest thread; longer only if an exit handler of its own does not return."""
 
@@ -135,6 +139,7 @@ class Engine:
         self.pristine = True  # no vCPU was made and no view of RAM given out: what is free is still zero
         self.heap = PhysicalHeap(self.page)
         self.heap.release(plan.heap.start, len(plan.heap))
+        self.written_at_start: list[tuple[Gva, bytes]] = []  # by the host, into the image
         self.edits = Edits()  # memory regions, page tables, the heap, the virtual window
         self.changed = threading.Condition()
         self.gates: tuple[Gate, ...] = ()  # those that are closed
@@ -327,6 +332,23 @@ class Engine:
         self.add_region(MemoryRegion(Gpa(at), host.view, permissions, "ram"))
         self.heap.release(at, size)
 
+    def reload_image(self) -> None:
+        """Put the image back as it was before the first thread ran; all vCPUs are outside the guest.
+
+        :raises UnsupportedError: parts of it are mapped from the file, where the guest's changes are the only copy.
+        """
+        if any(region.segment is not None for region in self.plan.regions):
+            raise UnsupportedError("the image is mapped from its file (map_file): it cannot be loaded again")
+        with self.edits:
+            for segment in self.plan.binary.segments:
+                data = segment.data.cast("B")
+                for at in range(0, segment.memory_size, _RELOAD_PIECE):
+                    piece = bytes(data[at : at + _RELOAD_PIECE])
+                    size = min(_RELOAD_PIECE, segment.memory_size - at)
+                    self.write_code(segment.address + at, piece.ljust(size, b"\0"))
+            for address, content in self.written_at_start:
+                self.write_virtual(address, content)
+
     # -- page tables -----------------------------------------------------------------------------
 
     def map_pages(self, *mappings: Mapping) -> None:
@@ -342,14 +364,23 @@ class Engine:
 
     def edit_pages(self, virtual: int, size: int, permissions: Permission | None) -> None:
         """Unmap (``permissions`` None) or protect a range, and make every vCPU see it."""
+        gate = Gate(self)
         with self.edits:
             if self.space.free_tables < 8:  # a large page may be split at either end, twice
                 self._add_tables(8)
-            if permissions is None:
-                self.space.unmap(Gva(virtual), size)
-            else:
-                self.space.protect(Gva(virtual), size, permissions)
-            self.vm.flush_translations()
+            try:
+                if self.active and self.space.wants_pause(Gva(virtual), size):
+                    gate.close()
+                    # Who has not come back by then is in an exit handler, perhaps one that waits for us: outside the
+                    # guest, and the gate keeps it there.
+                    gate.wait(_EDIT_SECONDS)
+                if permissions is None:
+                    self.space.unmap(Gva(virtual), size)
+                else:
+                    self.space.protect(Gva(virtual), size, permissions)
+                self.vm.flush_translations()
+            finally:
+                gate.open()
 
     def _add_tables(self, pages: int) -> None:
         size = max(pages, 64) * self.page
@@ -453,10 +484,11 @@ class Engine:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def end_all(self, outcome: Stop | BaseException) -> None:
-        """End every guest thread and call in progress."""
+    def end_all(self, outcome: Stop | BaseException, but: Context | None = None) -> None:
+        """End every guest thread and call in progress, ``but`` one."""
         for context in list(self.active):
-            context.end(outcome)
+            if context is not but:
+                context.end(outcome)
 
     def close(self) -> None:
         """End all guests, take the memory from them, release the VM. Twice is harmless.

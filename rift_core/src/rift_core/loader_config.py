@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from rift_core.plugin import Section
+from rift_core.sizes import Size  # noqa: TC001 - pydantic reads the annotations
 
-_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_PAGE = 0x1000
+_HEXADECIMAL = re.compile(r"\s*0x[0-9a-f_]+\s*", re.IGNORECASE | re.ASCII)
 
 
-def _number(value: object) -> object:
-    """Accept ``"0x..."`` (TOML has no integer above 2**63 - 1) and ``"64GiB"`` beside plain integers."""
+def _address(value: object) -> object:
+    """``"0xffffffff80000000"`` to a number: TOML has no integer above 2**63 - 1."""
     if not isinstance(value, str):
         return value
-    for unit, size in _UNITS.items():
-        if value.endswith(unit):
-            return int(value.removesuffix(unit)) * size
-    return int(value, 0)
+    if not _HEXADECIMAL.fullmatch(value):
+        raise ValueError(f"{value[:40]!r} is not an address: write a number, or a string such as 0x400000")
+    return int(value, 16)
 
 
-PageAddress = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=1 << 64, multiple_of=0x1000)]
+PageAddress = Annotated[
+    int,
+    BeforeValidator(_address),
+    Field(ge=0, lt=1 << 64, multiple_of=_PAGE, strict=True),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "exclusiveMaximum": 1 << 64, "multipleOf": _PAGE},
+                {"type": "string", "pattern": r"^\s*0[xX][0-9a-fA-F_]+\s*$"},
+            ]
+        }
+    ),
+]
 """A guest-virtual address, a multiple of 4096: a number, or a string such as ``"0xffffffff80000000"``."""
 
 
@@ -34,6 +48,6 @@ class FileLoaderSection(Section):
         "more. A file that is truncated while it is mapped ends the process by SIGBUS: copy files that others "
         "may write to.",
     )
-    max_memory: Annotated[int, BeforeValidator(_number), Field(gt=0, lt=1 << 64)] = Field(
+    max_memory: Annotated[Size, Field(gt=0)] = Field(
         default=64 << 30, description="Refuse files whose segments take more bytes than this in the guest."
     )

@@ -125,7 +125,7 @@ class Machine:
 
     @property
     def notices(self) -> list[str]:
-        """What the user should know of the backend, a line each: why no hardware runs the guest, and what that means."""
+        """What the user should know of the backend, a line each: why no hardware runs the guest; what that means."""
         backend = self._assembly.backend
         if not backend.probe.emulated:
             return []
@@ -211,7 +211,10 @@ class Machine:
         """
         threads = self.threads
         if not threads:
-            raise ConfigError("no [[threads]] are configured")
+            raise ConfigError(
+                f"there is no thread to run: no [[threads]] are configured, or {self.binary.title} has neither a "
+                "symbol main nor an entry point"
+            )
         for position, thread in enumerate(threads):
             thread.start(*(arguments if position == 0 else ()))
         try:

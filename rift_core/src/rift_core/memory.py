@@ -172,6 +172,13 @@ class AddressSpace(Protocol):
         :raises MappingError: part of the range is not mapped, or no table memory is left for a split.
         """
 
+    def wants_pause(self, virtual: Gva, size: int) -> bool:
+        """Whether CPUs must be outside the guest while :meth:`unmap` or :meth:`protect` edits this range, until the
+        flush that follows.
+
+        AArch64 wants a large page out of all TLBs before smaller ones take its place ("break-before-make").
+        """
+
     def walk(self, virtual: Gva, root: Gpa | None = None) -> Walk:
         """Translate one address; tables that the guest has forged are no danger: a failed walk says why.
 

@@ -189,6 +189,10 @@ class NativePageTables(ABC):
             code, where = self._error.code, self._where[0]
         raise self._refusal(what, code, where)
 
+    def wants_pause(self, virtual: Gva, size: int) -> bool:
+        """No: every edit is one that CPUs may watch."""
+        return False
+
     def walk(self, virtual: Gva, root: Gpa | None = None) -> Walk:
         """Translate one address; tables that the guest has forged are no danger: a failed walk says why.
 

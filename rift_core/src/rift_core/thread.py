@@ -90,6 +90,7 @@ class Thread:
         self._default_arguments = arguments
         self._vectors = vectors
         self._overrides: dict[str, int] = {}
+        self._arguments: tuple[Argument, ...] = ()
         self._host: threading.Thread | None = None
         self._ended = threading.Event()
         self._outcome: Stop | BaseException | None = None
@@ -194,6 +195,15 @@ class Thread:
             return
         self._with_vcpu(lambda: self.context.acquire_vcpu().write_registers(values))
 
+    def enter_again(self) -> None:
+        """Put the vCPU to the entry function, with the arguments of the last start. Its owner, outside the guest."""
+        engine, context = self.engine, self.context
+        vcpu = context.acquire_vcpu()
+        state = EntryState(self.entry, context.stack_top, engine.root, self.privilege, self._arguments, self._vectors)
+        vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
+        if self._overrides:
+            vcpu.write_registers(self._overrides)
+
     def _with_vcpu(self, action: Callable[[], T]) -> T:
         self.engine.check_open()
         context = self.context
@@ -214,11 +224,9 @@ class Thread:
         engine, context = self.engine, self.context
         try:
             try:
+                self._arguments = arguments
                 vcpu = context.acquire_vcpu()
-                state = EntryState(self.entry, context.stack_top, engine.root, self.privilege, arguments, self._vectors)
-                vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
-                if self._overrides:
-                    vcpu.write_registers(self._overrides)
+                self.enter_again()
                 engine.hooks.thread_started(self)
                 outcome = engine.hooks.run_vcpu(self, vcpu, engine.dispatcher)
             except BaseException as error:

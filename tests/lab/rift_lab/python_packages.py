@@ -46,7 +46,7 @@ def prepare(repository: Path, root: Path) -> Path:
     requirements = sorted(_requirements(repository))
     constraints = _installed(environment_of(repository))
     wanted = [line for line in constraints if line.partition("==")[0].lower() not in _NOT_FOR_TESTS]
-    key = cache.digest(_RECIPE, root.name, version, *requirements, *wanted)
+    key = cache.digest(_RECIPE, version, *requirements, *wanted)
 
     def make(folder: Path) -> None:
         say(f"fetching Python packages for aarch64: {', '.join(requirements)}")

@@ -22,6 +22,8 @@ PACKAGES = (
     "gcc",
     "libc6-dev",
     "libstdc++6",
+    "clang",
+    "lld",
 )
 
 _RECIPE = "1"
@@ -29,8 +31,11 @@ _RECIPE = "1"
 
 _UNWANTED = (
     "usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/info/", "usr/share/lintian/", "usr/share/perl/",
-    "usr/lib/aarch64-linux-gnu/perl", "usr/lib/gcc/aarch64-linux-gnu/12/lto1",
+    "usr/lib/aarch64-linux-gnu/perl",
 )  # fmt: skip
+
+_UNWANTED_ENDS = ("libc.a", "-pic.a", "lto1", "lto-dump")
+"""Large, and of no use to any test."""
 
 _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
@@ -41,7 +46,7 @@ _FILES = {
 
 def prepare() -> Path:
     """The file system, as a folder."""
-    return cache.entry("userland-arm64", cache.digest(_RECIPE, *PACKAGES, *_UNWANTED), _make)
+    return cache.entry("userland-arm64", cache.digest(_RECIPE, *PACKAGES, *_UNWANTED, *_UNWANTED_ENDS), _make)
 
 
 def python_version(root: Path) -> str:
@@ -67,7 +72,7 @@ def _make(root: Path) -> None:
     for folder in ("etc", "root", "tmp", "proc", "sys", "dev", "run", "mnt"):
         (root / folder).mkdir()
     for package in packages:
-        unpack(package, root, lambda path: not path.startswith(_UNWANTED) and not path.endswith(".a"))
+        unpack(package, root, lambda path: not path.startswith(_UNWANTED) and not path.endswith(_UNWANTED_ENDS))
         package.unlink()
     programs = root / "usr" / "bin"
     if not (programs / "python3").exists():

@@ -15,7 +15,8 @@ volatile uint64_t last_fault_address;
 const char greeting[] = "constants are where the linker script says";
 
 struct frame {
-    uint64_t rip, cs, rflags, rsp, ss;
+    volatile uint64_t rip; /* changed by handlers: a compiler must not take that for nothing */
+    uint64_t cs, rflags, rsp, ss;
 };
 
 __attribute__((interrupt)) static void on_undefined(struct frame *frame) {

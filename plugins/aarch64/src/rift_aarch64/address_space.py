@@ -60,8 +60,8 @@ class PageTables(NativePageTables):
         """Upper bound of the table pages that mapping all of ``mappings`` can take."""
         return paging.tables_needed(self._geometry, mappings)
 
-    def splits(self, virtual: Gva, size: int) -> bool:
-        """Whether unmapping or protecting the range would cut a large page, or a run with the contiguous hint."""
+    def wants_pause(self, virtual: Gva, size: int) -> bool:
+        """Whether editing the range would cut a large page, or a run with the contiguous hint (Arm ARM, D8.14.1)."""
         if virtual % self._geometry.page or not 0 <= virtual <= virtual + size <= 1 << 64:
             return False
         with self._lock:

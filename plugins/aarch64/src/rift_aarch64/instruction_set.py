@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from rift_aarch64 import builtin_code, calls, entry, faults, paging, user_calls
+from rift_aarch64.debug import Debug
 from rift_aarch64.registers import GENERAL, REGISTERS
 from rift_aarch64.vectors import RUNTIME_SYMBOL, TABLE_SYMBOL, vector_base
 from rift_core.isa import Privilege, SystemState
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         RegisterAccess,
         ResultType,
     )
+    from rift_core.isa_debug import IsaDebug
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Aarch64:
     virtual_ranges: tuple[range, ...] = (paging.LOWER_HALF, paging.UPPER_HALF)
     capstone = ("CS_ARCH_ARM64", "CS_MODE_ARM")
     default_vectors: tuple[str, ...] = (RUNTIME_SYMBOL, TABLE_SYMBOL)
-    debug = None
+    debug: IsaDebug | None = Debug()
 
     def __init__(self, config: Aarch64Config, features: CpuFeatures) -> None:
         """:raises ConfigError: the CPU does not have the granule."""

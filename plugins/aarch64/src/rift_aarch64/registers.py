@@ -3,11 +3,15 @@
 Names are the manual's, lower case (Arm ARM, chapter D19); the bindings of all backends use the same names.
 ``pstate`` has the layout of SPSR_EL1. ``sp`` is the stack pointer in use: SP_EL0, or SP_EL1 where PSTATE says EL1h.
 A batch that writes ``pstate`` as well means the one of the new ``pstate``; ``sp_el0`` and ``sp_el1`` name them plainly.
+
+What debuggers see is named as GDB demands (its aarch64 features); system registers have the manual's names, upper case.
 """
 
 from __future__ import annotations
 
+from rift_aarch64 import bits
 from rift_core.isa import Register
+from rift_core.isa_debug import DebugView
 
 GENERAL = tuple(f"x{number}" for number in range(31))
 VECTORS = tuple(f"v{number}" for number in range(32))
@@ -45,19 +49,50 @@ _SYSTEM = {
 }
 
 
+_CORE = "org.gnu.gdb.aarch64.core"
+_FPU = "org.gnu.gdb.aarch64.fpu"
+_TLS = "org.gnu.gdb.aarch64.tls"
+_EL1 = "org.rift.aarch64.el1"
+_FIELDS = {
+    "sctlr_el1": bits.SCTLR,
+    "tcr_el1": bits.TCR,
+    "esr_el1": bits.ESR,
+    "cpacr_el1": bits.CPACR,
+    "spsr_el1": bits.PSTATE,
+}
+
+
+def _general(number: int) -> Register:
+    name = f"x{number}"
+    role = f"arg{number + 1}" if number < 8 else {29: "fp", 30: "ra"}.get(number, "")
+    return Register(name, 64, "general", debug=DebugView(_CORE, name, 64, role=role))
+
+
+def _system(name: str, summary: str) -> Register:
+    if name == "tpidr_el0":
+        return Register(name, 64, "system", summary, DebugView(_TLS, "tpidr", 64, "data_ptr", "system"))
+    fields = _FIELDS.get(name, ())
+    moves = name in ("cntvct_el0", "cntv_ctl_el0")
+    view = DebugView(_EL1, name.upper(), 64, "flags" if fields else "int", "system", fields=fields, moves=moves)
+    return Register(name, 64, "system", summary, view)
+
+
 def _table() -> tuple[Register, ...]:
-    rows = [Register(name, 64, "general") for name in GENERAL]
+    flags = DebugView(_CORE, "cpsr", 32, "flags", also="pstate", role="flags", fields=bits.PSTATE)
+    rows = [_general(number) for number in range(31)]
     rows += [
-        Register("sp", 64, "general", "stack pointer in use"),
-        Register("pc", 64, "general", "program counter"),
-        Register("pstate", 32, "flags", "condition flags, exception masks, exception level; GDB's cpsr"),
+        Register("sp", 64, "general", "stack pointer in use", DebugView(_CORE, "sp", 64, "data_ptr", role="sp")),
+        Register("pc", 64, "general", "program counter", DebugView(_CORE, "pc", 64, "code_ptr", role="pc")),
+        Register("pstate", 32, "flags", "condition flags, exception masks, exception level; GDB's cpsr", flags),
     ]
-    rows += [Register(name, 128, "vector") for name in VECTORS]
+    rows += [Register(name, 128, "vector", debug=DebugView(_FPU, name, 128, "vector", "vector")) for name in VECTORS]
+    fpsr = DebugView(_FPU, "fpsr", 32, "flags", "float", fields=bits.FPSR)
+    fpcr = DebugView(_FPU, "fpcr", 32, "flags", "float", fields=bits.FPCR)
     rows += [
-        Register("fpsr", 32, "vector", "floating-point flags"),
-        Register("fpcr", 32, "vector", "floating-point control: rounding, traps"),
+        Register("fpsr", 32, "vector", "floating-point flags", fpsr),
+        Register("fpcr", 32, "vector", "floating-point control: rounding, traps", fpcr),
     ]
-    rows += [Register(name, 64, "system", summary) for name, summary in _SYSTEM.items()]
+    rows += [_system(name, summary) for name, summary in _SYSTEM.items()]
     return tuple(rows)
 
 

@@ -148,6 +148,16 @@ class EmulatorVm:
             self._check_open()
             lib.rift_emulator_vm_flush(self.native)
 
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
+        """Make every vCPU see instructions that the host has written, from any thread.
+
+        Each looks at all of its translated code; it does so whenever it comes back from the host anyway.
+        """
+        del guest_address, size
+        with self.lock:
+            self._check_open()
+            lib.rift_emulator_vm_code_changed(self.native)
+
     @contextlib.contextmanager
     def atomic(self) -> Iterator[None]:
         """No vCPU is in the guest for the ``with`` block, from any thread. See ``rift_core.backend.Vm.atomic``."""

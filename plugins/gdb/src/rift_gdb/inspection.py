@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, TypeVar
 
 from rift_core.backend import Watchpoint
-from rift_core.errors import HypervisorError, MappingError, RiftError, StateError, UnsupportedError
-from rift_core.memory import Gva
+from rift_core.errors import HypervisorError, RiftError, StateError, UnsupportedError
+from rift_gdb.address_map import AddressMap
 from rift_gdb.errors import INVALID, NOT_THERE, PacketError
 from rift_gdb.guest_thread import GuestThread
 from rift_gdb.means import Means
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REQUEST_SECONDS = 5.0
-_TOP = 1 << 64
 _MOST_WATCHPOINTS = 16
 _BY_STEPPING = 32
 """Watchpoints that are told to be possible where the CPU has none: threads are stepped, and memory is compared."""
@@ -51,7 +49,7 @@ class Inspection:
         self._threads: dict[Context, GuestThread] = {}
         self._layout: Layout | None = None
         self._fitting: dict[tuple[int, int], bool] = {}
-        self._named = sorted((m.virtual, m.end, m.name) for m in engine.plan.mappings)
+        self.map = AddressMap(engine)
 
     # -- threads ---------------------------------------------------------------------------------
 
@@ -161,35 +159,6 @@ class Inspection:
             return View(self.engine, physical=physical)
         known = _Known(self.image(thread))
         return View(self.engine, lambda address: self.debug.table_root(known, address))
-
-    def name_of(self, address: int) -> str:
-        """What the layout calls the place; empty: something that came later, or nothing."""
-        at = bisect_right(self._named, (address, _TOP, "")) - 1
-        if at >= 0 and self._named[at][0] <= address < self._named[at][1]:
-            return self._named[at][2]
-        return ""
-
-    def mapped_runs(self) -> list[tuple[int, int]]:
-        """First and last address but one of each run of mapped pages, in the machine's page tables.
-
-        :raises PacketError: the guest has damaged its page tables.
-        """
-        runs: list[tuple[int, int]] = []
-        for half in self.engine.isa.virtual_ranges:
-            try:
-                pages = self.engine.space.accessed_dirty(Gva(half.start), half.stop - half.start)
-            except MappingError as error:
-                raise PacketError(str(error), INVALID) from None
-            for page, size, _, _ in pages:
-                if runs and runs[-1][1] == page:
-                    runs[-1] = (runs[-1][0], page + size)
-                else:
-                    runs.append((page, page + size))
-        return runs
-
-    def next_mapped(self, address: int) -> int:
-        """The first mapped address behind one that is not; 2**64: there is none."""
-        return min((start for start, _ in self.mapped_runs() if start > address), default=_TOP)
 
     # -- debug registers -------------------------------------------------------------------------
 

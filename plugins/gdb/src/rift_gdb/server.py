@@ -17,6 +17,7 @@ from rift_core.errors import ConfigError
 from rift_gdb.address import Address, parse_address
 from rift_gdb.connection import ClientGoneError, Connection, Event
 from rift_gdb.errors import PacketError
+from rift_gdb.exit_counter import ExitCounter
 from rift_gdb.listener import Listener
 from rift_gdb.session import Session
 from rift_gdb.stop_reply import end_reply, stop_reply
@@ -61,6 +62,7 @@ class Server:
         os.set_blocking(self._wake_writer, False)
         self._closing = False
         self._session: Session | None = None
+        self.counter = ExitCounter()
         self._last: tuple[GuestThread, StopEvent] | None = None
         self._came = threading.Condition()
         self._clients = 0
@@ -90,6 +92,11 @@ class Server:
     def connected(self) -> bool:
         """Whether a debugger is there."""
         return self._session is not None
+
+    @property
+    def clients(self) -> int:
+        """How many debuggers have come so far."""
+        return self._clients
 
     @property
     def image_path(self) -> Path | None:

@@ -25,6 +25,12 @@ class HvfConfig(Section):
         default=None,
         description="Path of the framework's library; by default RIFT_HVF_FRAMEWORK, or else the system's.",
     )
+    address_bits: int | None = Field(
+        default=None,
+        ge=32,
+        le=52,
+        description="Bits of guest-physical addresses; by default what macOS gives, which is 36 on Apple silicon.",
+    )
     system_register_exits: bool = Field(
         default=True,
         description="Whether accesses to system registers that nobody knows are exits; else the guest gets an exception.",

@@ -5,15 +5,13 @@ Layouts: Intel SDM volume 3, 3.4.5 (segment descriptors), 4.5 (paging), 6.14.1 (
 
 from __future__ import annotations
 
-import mmap
 import struct
 from typing import TYPE_CHECKING
 
 from rift_core.backend import Watchpoint
 from rift_core.errors import HypervisorError
 from rift_core.exits import Exit, ExitKind
-from rift_core.memory import Gpa, MemoryRegion, Permission
-from rift_hvf.measure import READ_ONLY, Laboratory, aligned
+from rift_hvf.measure import READ_ONLY, Laboratory, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,13 +55,9 @@ class X86Guest:
 
     code = CODE
     program_counter = "rip"
-    page_sizes = (0x1000, 0x20_0000)
 
     def __init__(self) -> None:
-        self.features = {name: _instructions(*row) for name, row in INSTRUCTIONS.items()}
-        self.features |= {"syscall": _syscall, "nx": _no_execute, "smep": _smep, "smap": _smap}
         self.capabilities = CAPABILITIES
-        self.more_page_sizes = {0x4000_0000: _gigabyte_pages}
 
     def fill(self, memory: memoryview) -> None:
         """Page tables, GDT, TSS and an IDT whose handlers halt."""
@@ -116,18 +110,27 @@ class X86Guest:
         """HLT."""
         return _HLT
 
-    def xcr0(self, laboratory: Laboratory) -> int:
-        """The largest set of x87, SSE, AVX and AVX-512 state that XCR0 takes (SDM volume 1, 13.3)."""
+    def cpu(self, laboratory: Laboratory) -> Measured:
+        """Features, page sizes and XCR0, each by an experiment."""
+        xcr0 = _xcr0(laboratory)
+        experiments = {name: _instructions(*row) for name, row in INSTRUCTIONS.items()}
+        experiments |= {"syscall": _syscall, "nx": _no_execute, "smep": _smep, "smap": _smap}
+        names = frozenset(name for name, experiment in experiments.items() if laboratory.holds(experiment))
+        more = (0x4000_0000,) if laboratory.holds(_gigabyte_pages) else ()
+        return Measured(names, frozenset(), (0x1000, 0x20_0000, *more), xcr0)
+
+
+def _xcr0(laboratory: Laboratory) -> int:
+    """The largest set of x87, SSE, AVX and AVX-512 state that XCR0 takes (SDM volume 1, 13.3)."""
+    for mask in (0xE7, 0x7, 0x3):
         laboratory.prepare(b"", cr4=CR4 | CR4_OSXSAVE)
-        for mask in (0xE7, 0x7, 0x3):
-            try:
-                laboratory.vcpu.write_registers({"xcr0": mask})
-            except HypervisorError:
-                continue
-            if laboratory.guest.halts(laboratory, laboratory.go_on(), CODE):
-                return mask
-            laboratory.prepare(b"", cr4=CR4 | CR4_OSXSAVE)
-        return 1
+        try:
+            laboratory.vcpu.write_registers({"xcr0": mask})
+        except HypervisorError:
+            continue
+        if laboratory.guest.halts(laboratory, laboratory.go_on(), CODE):
+            return mask
+    return 1
 
 
 def _faulted(laboratory: Laboratory, exit: Exit | None, vector: int, stubs: int = STUBS) -> bool:
@@ -189,16 +192,8 @@ def _inject(laboratory: Laboratory) -> bool:
 
 
 def _read_only(laboratory: Laboratory) -> bool:
-    """A store to a read-only region is an exit, and changes nothing."""
-    page = aligned(mmap.mmap(-1, 0x8000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0x4000)[:0x4000]
-    laboratory.vm.map_memory(MemoryRegion(Gpa(READ_ONLY), page, Permission.READ))
-    try:
-        exit = laboratory.attempt(b"\xc7\x04\x25" + struct.pack("<II", READ_ONLY, 0x1234))  # mov dword [..], 0x1234
-        if exit is None or exit.kind is not ExitKind.MMIO:
-            return False
-        return (exit.address, exit.size, exit.value, page[:4]) == (READ_ONLY, 4, 0x1234, bytes(4))
-    finally:
-        laboratory.vm.unmap_memory(Gpa(READ_ONLY))
+    """A store to a read-only region is an exit, and changes nothing: mov dword [READ_ONLY], 0x1234."""
+    return laboratory.is_read_only(b"\xc7\x04\x25" + struct.pack("<II", READ_ONLY, 0x1234), 0x1234, 4)
 
 
 def _msr_exit(laboratory: Laboratory) -> bool:
@@ -219,10 +214,7 @@ def _debug(code: bytes, what: int, at: int, user: bool, **choice: object) -> Cal
         laboratory.vcpu.set_debug(**choice)  # type: ignore[arg-type]
         exit = laboratory.go_on()
         return (
-            exit is not None
-            and exit.kind is ExitKind.DEBUG
-            and exit.info[0] == what
-            and laboratory.pc() == CODE + at
+            exit is not None and exit.kind is ExitKind.DEBUG and exit.info[0] == what and laboratory.pc() == CODE + at
         )
 
     return experiment

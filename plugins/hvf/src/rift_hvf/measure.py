@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from rift_core.errors import HypervisorError, RiftError
@@ -28,6 +28,9 @@ TIME_LIMIT = 1.0
 MEMORY_SIZE = 0x2_0000
 """Bytes of the guest's memory, from guest-physical 0 on."""
 
+PAGE = 0x4000
+"""Alignment of regions: enough for either framework."""
+
 READ_ONLY = 0x20_0000
 """Guest-physical address of a region that experiments add; guests map it."""
 
@@ -40,15 +43,13 @@ class Measured:
     capabilities: frozenset[str]
     page_sizes: tuple[int, ...]
     xcr0: int = 0
+    id_registers: Mapping[str, int] = field(default_factory=dict)
 
 
 class Guest(Protocol):
     """An ISA's guest for experiments, in :data:`MEMORY_SIZE` bytes that are mapped one to one."""
 
-    features: Mapping[str, Callable[[Laboratory], bool]]
     capabilities: Mapping[str, Callable[[Laboratory], bool]]
-    page_sizes: tuple[int, ...]  # that every CPU has
-    more_page_sizes: Mapping[int, Callable[[Laboratory], bool]]
     code: int  # where code is put
     program_counter: str
 
@@ -64,8 +65,8 @@ class Guest(Protocol):
     def end(self) -> bytes:
         """The instruction that ends an experiment with an exit."""
 
-    def xcr0(self, laboratory: Laboratory) -> int:
-        """Usable XCR0 bits; 0 on an ISA without."""
+    def cpu(self, laboratory: Laboratory) -> Measured:
+        """What the CPU has, without ``capabilities``."""
 
 
 class Laboratory:
@@ -75,9 +76,8 @@ class Laboratory:
         self.vm = vm
         self.guest = guest
         self._expired = False
-        page = max(mmap.PAGESIZE, 0x4000)
-        whole = mmap.mmap(-1, MEMORY_SIZE + page, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.memory = aligned(whole, page)[:MEMORY_SIZE]
+        whole = mmap.mmap(-1, MEMORY_SIZE + PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory = aligned(whole, PAGE)[:MEMORY_SIZE]
         self.reset()
         self.vcpu: HvfVCpu = vm.create_vcpu(0)
         permissions = Permission.READ | Permission.WRITE | Permission.EXECUTE
@@ -91,7 +91,7 @@ class Laboratory:
     def store(self, address: int, data: bytes) -> None:
         """Put bytes into the guest, where it may also fetch them from."""
         self.memory[address : address + len(data)] = data
-        self.vm.code_written(Gpa(address), len(data))
+        self.vm.code_changed(Gpa(address), len(data))
 
     def number(self, address: int) -> int:
         """8 bytes of the guest's memory."""
@@ -147,6 +147,18 @@ class Laboratory:
         """Whether ``code`` runs through, to the end behind it."""
         return self.guest.halts(self, self.attempt(code, **registers), self.guest.code + len(code))
 
+    def is_read_only(self, code: bytes, value: int, size: int, **registers: int) -> bool:
+        """Whether ``code``, which stores to a read-only region at :data:`READ_ONLY`, exits and changes nothing."""
+        page = aligned(mmap.mmap(-1, 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), PAGE)[:PAGE]
+        self.vm.map_memory(MemoryRegion(Gpa(READ_ONLY), page, Permission.READ))
+        try:
+            exit = self.attempt(code, **registers)
+            if exit is None or exit.kind is not ExitKind.MMIO or page[:8] != bytes(8):
+                return False
+            return (exit.address, exit.size, exit.value) == (READ_ONLY, size, value)
+        finally:
+            self.vm.unmap_memory(Gpa(READ_ONLY))
+
     def holds(self, experiment: Callable[[Laboratory], bool]) -> bool:
         """The experiment's answer, on a fresh vCPU; no, if the hypervisor refuses something."""
         try:
@@ -175,10 +187,8 @@ def measure(vm: HvfVm, guest: Guest) -> Measured | None:
     try:
         if not laboratory.runs(b""):
             return None
-        xcr0 = guest.xcr0(laboratory)
-        names = {name for name, experiment in guest.features.items() if laboratory.holds(experiment)}
+        cpu = guest.cpu(laboratory)
         capabilities = {name for name, experiment in guest.capabilities.items() if laboratory.holds(experiment)}
-        more = tuple(size for size, experiment in guest.more_page_sizes.items() if laboratory.holds(experiment))
-        return Measured(frozenset(names), frozenset(capabilities), (*guest.page_sizes, *more), xcr0)
+        return replace(cpu, capabilities=frozenset(capabilities))
     finally:
         laboratory.vcpu.close()

@@ -18,7 +18,8 @@ from rift_hvf.system import ENTITLEMENT, is_macos, why_unsupported
 if TYPE_CHECKING:
     from rift_hvf import HvfConfig
     from rift_hvf.framework import Framework
-    from rift_hvf.measure import Measured
+    from rift_hvf.measure import Guest, Measured
+    from rift_hvf.vm import HvfVm
 
 _ALWAYS = frozenset({"parallel_vcpus", "save_restore"})
 _MAX_SLOTS = 512
@@ -38,13 +39,13 @@ _OPTIONAL_KINDS = {
     ExitKind.DEBUG: ("debug_single_step", "debug_hw_breakpoint", "debug_sw_breakpoint", "debug_watchpoint"),
 }
 
-_results: dict[tuple[str, bool, bool], ProbeResult] = {}
+_results: dict[tuple[object, ...], ProbeResult] = {}
 _lock = threading.Lock()
 
 
 def probe(config: HvfConfig) -> ProbeResult:
     """What works here; remembered in the process once it is available. Never raises."""
-    key = (config.path, config.measure, config.system_register_exits)
+    key = (config.path, config.address_bits, config.measure, config.system_register_exits)
     known = _results.get(key)
     if known is not None:
         return known
@@ -66,7 +67,10 @@ def _probe(config: HvfConfig) -> ProbeResult:
     if config.is_system:
         if not is_macos():
             return _failed(
-                checks, "platform", "Hypervisor.framework is a part of macOS", "use another backend here: kvm or emulator"
+                checks,
+                "platform",
+                "Hypervisor.framework is a part of macOS",
+                "use another backend here: kvm or emulator",
             )
         checks.append(Check("platform", "pass", "macOS"))
         problem = why_unsupported()
@@ -91,16 +95,16 @@ def _with_framework(config: HvfConfig, framework: Framework, checks: list[Check]
     from rift_hvf.vm import HvfVm
 
     try:
-        limits = framework.limits()
+        limits = _limits(config, framework)
         vm = HvfVm(
-            config, framework, page_size=limits.page, gpa_bits=limits.gpa_bits, capabilities=_wanted(config),
+            config, framework, page_size=limits.page_size, gpa_bits=limits.gpa_bits, capabilities=_wanted(config, framework.isa),
             exit_kinds=_EXIT_KINDS,
         )  # fmt: skip
     except HypervisorError as failure:
         reason, remedy = why_no_vm(failure)
         return _failed(checks, "virtual machine", reason, remedy)
     try:
-        measured = _experiments(config, framework, vm)
+        measured = _experiments(config, framework.isa, vm)
     except HypervisorError as failure:
         return _failed(checks, "guest code", f"a virtual machine can be made, but: {failure}", "")
     finally:
@@ -109,6 +113,20 @@ def _with_framework(config: HvfConfig, framework: Framework, checks: list[Check]
         return _failed(checks, "guest code", "a virtual machine can be made, but not even the smallest guest runs", "")
     checks.append(Check("virtual machine", "pass", "can be made"))
     return _result(config, framework, limits, measured, checks)
+
+
+def _limits(config: HvfConfig, framework: Framework) -> Limits:
+    """What layouts must respect.
+
+    :raises HypervisorError: more address bits are wanted than there are.
+    """
+    native = framework.limits()
+    bits = native.gpa_bits if config.address_bits is None else config.address_bits
+    if bits > native.most_gpa_bits:
+        raise HypervisorError("hv_vm_create", 0, f"address_bits is {bits}; this machine has {native.most_gpa_bits}")
+    end = 1 << bits
+    reserved = {"x86_64": _APIC_WINDOW, "aarch64": range(end - native.page, end)}  # the latter for flushes
+    return Limits(native.page, bits, _MAX_SLOTS, native.max_vcpus, 1, (reserved[framework.isa],))
 
 
 def why_no_vm(failure: HypervisorError) -> tuple[str, str]:
@@ -128,25 +146,32 @@ def why_no_vm(failure: HypervisorError) -> tuple[str, str]:
     return f"a virtual machine cannot be made: {failure}", ""
 
 
-def _wanted(config: HvfConfig) -> frozenset[str]:
-    """What the experiments may try."""
-    from rift_hvf import guest_x86_64
+def _guest(isa: str) -> Guest:
+    if isa == "x86_64":
+        from rift_hvf.guest_x86_64 import X86Guest
 
-    names = frozenset(guest_x86_64.CAPABILITIES)
+        return X86Guest()
+    from rift_hvf.guest_aarch64 import Aarch64Guest
+
+    return Aarch64Guest()
+
+
+def _wanted(config: HvfConfig, isa: str) -> frozenset[str]:
+    """What the experiments may try."""
+    names = frozenset(_guest(isa).capabilities)
     return names if config.system_register_exits else names - {"user_msr_exit"}
 
 
-def _experiments(config: HvfConfig, framework: Framework, vm: object) -> Measured | None:
-    from rift_hvf.guest_x86_64 import X86Guest
+def _experiments(config: HvfConfig, isa: str, vm: HvfVm) -> Measured | None:
     from rift_hvf.measure import Measured, measure
 
     if not config.measure:
-        return Measured(frozenset(), frozenset(), (0x1000, 0x20_0000), 3)
-    return measure(vm, X86Guest())  # type: ignore[arg-type]
+        return Measured(frozenset(), frozenset(), (0x1000, 0x20_0000), 3 if isa == "x86_64" else 0)
+    return measure(vm, _guest(isa))
 
 
 def _result(
-    config: HvfConfig, framework: Framework, limits: object, measured: Measured, checks: list[Check]
+    config: HvfConfig, framework: Framework, limits: Limits, measured: Measured, checks: list[Check]
 ) -> ProbeResult:
     capabilities = measured.capabilities | _ALWAYS
     if not config.system_register_exits:
@@ -161,14 +186,8 @@ def _result(
         True,
         "Hypervisor.framework is usable",
         isas=(framework.isa,),
-        limits=Limits(
-            page_size=limits.page,  # type: ignore[attr-defined]
-            gpa_bits=limits.gpa_bits,  # type: ignore[attr-defined]
-            max_slots=_MAX_SLOTS,
-            max_vcpus=limits.max_vcpus,  # type: ignore[attr-defined]
-            reserved=(_APIC_WINDOW,) if framework.isa == "x86_64" else (),
-        ),
-        features=CpuFeatures(measured.page_sizes, measured.names, measured.xcr0),
+        limits=limits,
+        features=CpuFeatures(measured.page_sizes, measured.names, measured.xcr0, measured.id_registers),
         capabilities=capabilities,
         exit_kinds=kinds,
         machine=f"hvf-{framework.isa}" + ("" if is_macos() else "-stand-in"),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rift_core.errors import ForkedMachineError, HypervisorError, StateError, UnsupportedError
 from rift_core.exits import Exit, ExitKind
+from rift_core.forks import WHOLE
+from rift_core.interrupts import HELD
 from rift_core.register_batches import Batches
 from rift_hvf.errors import check, code_of, ffi, lib, new_error, raise_error
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _EXIT = struct.Struct("<IIQQII")  # struct rift_exit, up to info
 _INFO = struct.Struct("<6Q")
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
+_NO_VECTOR = 0xFFFF_FFFF  # on no ISA
 _UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP)
 _WATCHES = {"write": lib.RIFT_HVF_WRITE, "read": lib.RIFT_HVF_READ, "access": lib.RIFT_HVF_READ_WRITE}
 
@@ -124,13 +127,14 @@ class HvfVCpu:
     def inject_exception(self, vector: int, code: int | None = None) -> None:
         """Deliver an exception at the next entry; as the answer to an open access it belongs to its instruction.
 
-        :raises HypervisorError: no such vector.
+        :raises HypervisorError: no such vector or exception class.
         """
         self._require("inject_exception")
-        if not 0 <= vector <= 0xFFFF_FFFF:
-            raise HypervisorError("inject_exception", 0, f"{vector} is no exception")
-        given = code is not None
-        check(lib.rift_hvf_vcpu_inject(self._native, vector, given, (code or 0) & 0xFFFF_FFFF, self._error), self._error)
+        given, number = code is not None, vector if 0 <= vector < _NO_VECTOR else _NO_VECTOR
+        if lib.rift_hvf_vcpu_inject(self._native, number, given, (code or 0) & 0xFFFF_FFFF, self._error) < 0:
+            if self._error.code == errno.EINVAL:
+                raise HypervisorError("inject_exception", 0, f"{vector} is not the vector of an exception")
+            raise_error(self._error)
 
     def set_debug(
         self,
@@ -194,23 +198,25 @@ class HvfVCpu:
 
     def park(self) -> None:
         """Give up ownership: the hypervisor's vCPU goes, its state stays."""
-        self._check_owner()
-        check(lib.rift_hvf_vcpu_park(self._native, self._error), self._error)
-        self._owner = _NOBODY
+        with self._vm.lock:  # a thread's end may coincide with close()
+            self._check_owner()
+            check(lib.rift_hvf_vcpu_park(self._native, self._error), self._error)
+            self._owner = _NOBODY
 
     def adopt(self) -> None:
         """Become the owner of a parked vCPU."""
-        if self._native is None or self._forked or self._owner not in (_NOBODY, get_ident()):
-            self._refuse("is not parked")
-        check(lib.rift_hvf_vcpu_adopt(self._native, self._error), self._error)
-        self._owner = get_ident()
+        with self._vm.lock:
+            if self._native is None or self._forked or self._owner not in (_NOBODY, get_ident()):
+                self._refuse("is not parked")
+            check(lib.rift_hvf_vcpu_adopt(self._native, self._error), self._error)
+            self._owner = get_ident()
 
     def close(self) -> None:
         """Release it; from any thread, when it is not in the guest.
 
         :raises StateError: a thread is in the guest with it.
         """
-        with self._vm.lock:
+        with HELD, self._vm.lock, WHOLE:
             native = self._native
             if native is None or self._forked:
                 return
@@ -239,7 +245,9 @@ class HvfVCpu:
     def _require(self, capability: str) -> None:
         self._check_owner()
         if capability not in self._vm.capabilities:
-            raise UnsupportedError(f"this machine's Hypervisor.framework lacks the capability {capability} (backend hvf)")
+            raise UnsupportedError(
+                f"this machine's Hypervisor.framework lacks the capability {capability} (backend hvf)"
+            )
 
     def _refuse(self, why: str = "belongs to another thread: only kick() may be called from here") -> None:
         if self._forked:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rift_core.backend import Binding
 from rift_core.errors import ForkedMachineError, HypervisorError, StateError
+from rift_core.forks import WHOLE
 from rift_core.host_memory import buffer_address
+from rift_core.interrupts import HELD
 from rift_core.memory import Permission
 from rift_hvf.errors import check, ffi, lib, new_error, raise_error
 from rift_hvf.framework import Framework, open_framework
@@ -81,11 +83,12 @@ class HvfVm:
         self._retired: list[Any] = []  # buffers that a vCPU may still hold a pointer into
         self._handlers: list[object] = []
         flags = lib.RIFT_HVF_SYSTEM_REGISTER_EXITS if "user_msr_exit" in capabilities else 0
-        native = lib.rift_hvf_vm_create(framework.native, flags, page_size, gpa_bits, self._error)
-        if native == ffi.NULL:
-            raise_error(self._error)
-        self.native = native
-        _vms.add(self)
+        with HELD, WHOLE:
+            native = lib.rift_hvf_vm_create(framework.native, flags, page_size, gpa_bits, self._error)
+            if native == ffi.NULL:
+                raise_error(self._error)
+            self.native = native
+            _vms.add(self)
 
     def __del__(self) -> None:
         if getattr(self, "native", None) is not None and not self._forked:
@@ -114,7 +117,7 @@ class HvfVm:
         flags = _READ | (_WRITE if writable else 0) | (_EXECUTE if Permission.EXECUTE in region.permissions else 0)
         # Not ffi.from_buffer: collected as part of a cycle, it releases a memoryview that is gone already.
         address = ffi.cast("void *", buffer_address(buffer))
-        with self.lock:
+        with HELD, self.lock:
             self._check_open()
             status = lib.rift_hvf_vm_map(self.native, region.guest_address, address, buffer.nbytes, flags, self._error)
             check(status, self._error, hint)
@@ -125,7 +128,7 @@ class HvfVm:
 
         :raises HypervisorError: none starts there.
         """
-        with self.lock:
+        with HELD, self.lock:
             self._check_open()
             status = lib.rift_hvf_vm_unmap(self.native, guest_address, self._error)
             check(status, self._error, f"guest-physical {guest_address:#x}")
@@ -141,7 +144,7 @@ class HvfVm:
             self._check_open()
             lib.rift_hvf_vm_flush(self.native)
 
-    def code_written(self, guest_address: Gpa, size: int) -> None:
+    def code_changed(self, guest_address: Gpa, size: int) -> None:
         """Make every vCPU fetch what the host has written there, from any thread."""
         with self.lock:
             self._check_open()
@@ -182,7 +185,7 @@ class HvfVm:
 
     def create_vcpu(self, index: int) -> HvfVCpu:
         """A vCPU owned by the calling thread."""
-        with self.lock:
+        with HELD, self.lock, WHOLE:
             self._check_open()
             vcpu = HvfVCpu(self, index)
             self._vcpus.add(vcpu)
@@ -193,7 +196,7 @@ class HvfVm:
 
         :raises StateError: a thread is in the guest.
         """
-        with self.lock:
+        with HELD, self.lock, WHOLE:
             if self.native is None or self._forked:
                 return
             for vcpu in list(self._vcpus):

@@ -62,7 +62,7 @@ HOST = Host(
     },
     reserved=(
         range(0xFEE0_0000, 0xFEE0_1000),  # the local APIC's page (Intel SDM volume 3, 10.4.1)
-        range(0xFFFB_C000, 0xFFFC_0000),  # identity map and TSS of older VT-x (KVM_SET_IDENTITY_MAP_ADDR, api.rst 4.46)
+        range(0xFFFB_C000, 0xFFFC_0000),  # identity map and TSS of older VT-x (KVM_SET_IDENTITY_MAP_ADDR, api.rst 4.40)
     ),
     assumed=Measured(page_sizes=(0x1000, 0x20_0000), xcr0=3),
     measure=measure,

@@ -170,7 +170,7 @@ def _hypercall(laboratory: ArmLaboratory) -> bool:
 
 
 def _halt(laboratory: ArmLaboratory) -> bool:
-    """WFI, which nothing can end, is an exit. KVM does not make it one: this backend finds out that the guest sleeps."""
+    """WFI that nothing can end is an exit: KVM does not make it one, the binding finds out that the guest sleeps."""
     laboratory.prepare(g.WFI)
     timer = threading.Timer(_HALT_SECONDS, laboratory.vcpu.kick)
     timer.start()

@@ -132,6 +132,7 @@ def _load(path: Path, config: ElfConfig) -> Binary | None:
         segments=segments,
         symbols=read_symbols(image, structure.machine, bias, ranges),
         owner=image,
+        slide=bias % _MODULUS,
     )
 
 

@@ -162,6 +162,7 @@ def _load(path: Path, config: MachoConfig, isa: str) -> Binary | None:
         segments=tuple(_segment(image, load, slide) for load in loads),
         symbols=symbols,
         owner=image,
+        slide=slide,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rift_core.commands.source import configuration, machine_options, overrides_of
+from rift_core.memory import Caching
 from rift_core.sizes import format_size
 
 if TYPE_CHECKING:
@@ -89,43 +90,37 @@ def show(assembly: Assembly) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from rift_core.commands import output
+    from rift_core.commands import table
     from rift_core.report import printable
 
     plan, binary = assembly.plan, assembly.binary
-    console = output.console()
     state = "available" if assembly.backend.probe.available else "not available here: assumed limits"
     facts = Table.grid(padding=(0, 2))
-    facts.add_row(
-        "binary",
-        escape(
-            f"{printable(binary.title)}: {binary.format}, {binary.isa}, {len(binary.segments)} segments, "
-            f"{len(binary.symbols)} symbols"
-        ),
-    )
+    facts.add_row("binary", escape(printable(binary.title)))
+    facts.add_row("", f"{binary.format}, {binary.isa}, {len(binary.segments)} segments, {len(binary.symbols)} symbols")
     facts.add_row("backend", escape(f"{assembly.backend.entry.info.name} ({state})"))
     facts.add_row(
         "memory",
-        f"{format_size(plan.ram.size)} at {plan.ram.physical:#x}, tables {format_size(plan.tables.size)} at "
-        f"{plan.tables.physical:#x}, {format_size(len(plan.heap))} free",
+        f"{format_size(plan.ram.size)} at {plan.ram.physical:#x}, of which {format_size(len(plan.heap))} are free and "
+        f"{format_size(plan.tables.size)} page tables",
     )
     for thread, entry in zip(assembly.config.threads, assembly.entries(), strict=True):
         stack = plan.areas[f"{thread.name}/stack"]
         facts.add_row(
             "thread",
-            f"{thread.name}: {thread.privilege}, entry {entry:#x}, "
-            f"stack {stack.virtual:#x}-{stack.virtual + stack.size:#x}",
+            f"{thread.name}: {thread.privilege}, entry {entry:#x}, {format_size(stack.size)} of stack below "
+            f"{stack.virtual + stack.size:#x}",
         )
-    console.print(facts)
-    table = output.table("virtual", "end", "physical", "size", "access", "caching", "name", right=("size",))
+    table.show(facts)
+    click.echo()
+    mappings = table.columns("virtual", "size", "physical", "access", "name", right=("size",))
     for mapping in sorted(plan.mappings, key=lambda m: m.virtual):
-        table.add_row(
+        caching = "" if mapping.caching is Caching.WRITE_BACK else f" {mapping.caching.name.lower().replace('_', '-')}"
+        mappings.add_row(
             f"{mapping.virtual:#x}",
-            f"{mapping.end:#x}",
-            f"{mapping.physical:#x}",
             format_size(mapping.size),
-            str(mapping.permissions),
-            mapping.caching.name.lower().replace("_", "-"),
+            f"{mapping.physical:#x}",
+            f"{mapping.permissions}{caching}",
             escape(printable(mapping.name)),
         )
-    console.print(table)
+    table.show(mappings)

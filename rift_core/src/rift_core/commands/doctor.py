@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rift_core.backend import Check
+from rift_core.backend import PLATFORM, Check
 
 if TYPE_CHECKING:
     from rift_core.catalog import Catalog
 
-_STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "n/a": "dim"}
 
 
 def backend_checks(catalog: Catalog) -> tuple[list[Check], bool]:
@@ -25,14 +25,18 @@ def backend_checks(catalog: Catalog) -> tuple[list[Check], bool]:
     usable = False
     for entry in catalog.of_kind("backend"):
         name = entry.info.name
-        if entry.info.probe is None:
+        if entry.info.probe is None or name == "fake":  # works everywhere, and helps nobody who wants to run a guest
             continue
         probe = entry.info.probe(entry.info.config())
-        if name != "fake":
-            usable = usable or probe.available
+        usable = usable or probe.available
+        if any(c.name == PLATFORM and c.status == "fail" for c in probe.checks):
+            checks.append(Check(f"backend {name}", "n/a", probe.reason))
+            continue
         status = "pass" if probe.available else "fail"
         checks.append(Check(f"backend {name}", status, probe.reason, probe.remedy))
-        checks += [Check(f"{name}: {c.name}", c.status, c.detail, c.remedy) for c in probe.checks]
+        checks += [
+            Check(f"{name}: {c.name}", c.status, c.detail, c.remedy) for c in probe.checks if c.detail != probe.reason
+        ]
     if not checks:
         checks.append(Check("backends", "fail", "none is installed", "pip install riftvm-kvm (Linux)"))
     return checks, usable
@@ -88,15 +92,14 @@ def command(as_json: bool) -> int:
         return 0 if usable else 1
     from rich.markup import escape
 
-    from rift_core.commands import output
+    from rift_core.commands import table
 
-    table = output.table("", "check", "finding")
+    rows = table.columns("", "check", "finding")
     for check in checks:
         finding = escape(check.detail)
         if check.remedy and check.status != "pass":
             finding += f"\n-> {escape(check.remedy)}"
-        table.add_row(f"[{_STYLES.get(check.status, '')}]{check.status}[/]", escape(check.name), finding)
-    console = output.console()
-    console.print(table)
-    console.print("guests can run here" if usable else "no backend can run guests here: see the remedies above")
+        rows.add_row(f"[{_STYLES.get(check.status, '')}]{check.status}[/]", escape(check.name), finding)
+    table.show(rows)
+    click.echo("\nguests can run here" if usable else "\nno backend can run guests here: see the remedies above")
     return 0 if usable else 1

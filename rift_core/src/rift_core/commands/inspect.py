@@ -78,33 +78,33 @@ def show(binary: Binary, symbols: list[Symbol]) -> None:
     """The file as tables."""
     from rich.markup import escape
 
-    from rift_core.commands import output
+    from rift_core.commands import table
     from rift_core.report import printable
 
-    console = output.console()
-    entry = f"entry {binary.entry:#x}" if binary.entry is not None else "no entry point"
-    console.print(escape(f"{printable(binary.title)}: {binary.format}, {binary.isa}, {entry}"))
-    table = output.table("segment", "address", "end", "memory", "in file", "access", right=("memory", "in file"))
+    entry = f"entry {binary.entry:#x}" if binary.entry is not None else "no entry point of its own"
+    click.echo(f"{printable(binary.title)}: {binary.format}, {binary.isa}, {entry}\n")
+    segments = table.columns("segment", "address", "memory", "in file", "access", right=("memory", "in file"))
     for s in binary.segments:
-        table.add_row(
+        segments.add_row(
             escape(printable(s.name)),
             f"{s.address:#x}",
-            f"{s.address + s.memory_size:#x}",
             format_size(s.memory_size),
             format_size(s.data.nbytes),
             str(s.permissions),
         )
-    console.print(table)
-    pages = output.table("pages", "end", "size", "access", "what", right=("size",))
+    table.show(segments)
+    click.echo()
+    pages = table.columns("pages", "end", "size", "access", "what", right=("size",))
     for run in address_space(binary):
         size = format_size(run["end"] - run["address"])
         what = escape(printable(run["name"]))
         pages.add_row(f"{run['address']:#x}", f"{run['end']:#x}", size, run["permissions"], what)
-    console.print(pages)
+    table.show(pages)
     if symbols:
-        names = output.table("address", "size", "symbol")
+        click.echo()
+        names = table.columns("address", "size", "symbol", right=("size",))
         for symbol in symbols:
             names.add_row(f"{symbol.address:#x}", format_size(symbol.size), escape(printable(symbol.name)))
-        console.print(names)
+        table.show(names)
     if len(binary.symbols) > len(symbols):
-        console.print(f"... and {len(binary.symbols) - len(symbols)} more symbols (--symbols {len(binary.symbols)})")
+        click.echo(f"... and {len(binary.symbols) - len(symbols)} more symbols (--symbols {len(binary.symbols)})")

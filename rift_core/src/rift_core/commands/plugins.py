@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rift_core.catalog import Catalog, CatalogEntry
 
 
-def rows(catalog: Catalog) -> list[dict[str, str]]:
+def describe(catalog: Catalog) -> list[dict[str, str]]:
     """Kind, name, version, distribution, summary, status of each plugin."""
     doubled = {id(entry) for entries in catalog.conflicts() for entry in entries}
     found = []
@@ -54,16 +54,18 @@ def command(as_json: bool) -> int:
     """List installed plugins, and whether they work."""
     from rift_core.catalog import Catalog
 
-    found = rows(Catalog.installed())
+    found = describe(Catalog.installed())
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return 0
     from rich.markup import escape
 
-    from rift_core.commands import output
+    from rift_core.commands import table
 
-    table = output.table("kind", "name", "version", "from", "status")
+    rows = table.columns("kind", "name", "from", "status")
     for row in found:
-        table.add_row(*(escape(row[key]) for key in ("kind", "name", "version", "distribution", "status")))
-    output.console().print(table)
+        rows.add_row(
+            row["kind"], escape(row["name"]), escape(f"{row['distribution']} {row['version']}"), escape(row["status"])
+        )
+    table.show(rows)
     return 0

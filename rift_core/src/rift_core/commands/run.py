@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from rift_core.commands.extensions import extend
 from rift_core.commands.source import configuration, machine_options, overrides_of
 
 
@@ -42,6 +43,7 @@ def command(
 
     config = configuration(file, overrides_of(backend, isa, privilege, settings))
     with open_machine(config) as machine:
+        extend(machine)
         if verbose:
             click.echo(f"rift: backend {machine.backend_reason}", err=True)
         for notice in machine.notices:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core.backend import Watchpoint
+from rift_core.capabilities import unknown
 from rift_core.errors import HypervisorError, StateError, UnsupportedError
 from rift_core.exits import ExitKind
 from rift_core.testing.bench import CODE, DATA, SECONDS, Bench, Worker
@@ -391,6 +392,7 @@ class LifeTests:
     def test_vm_tells_what_the_probe_told(self, bench: Bench) -> None:
         assert bench.vm.capabilities == bench.probe.capabilities
         assert bench.vm.exit_kinds == bench.probe.exit_kinds
+        assert not unknown(bench.probe.capabilities), "names that are not in rift_core.capabilities, and without a dot"
         assert ExitKind.MMIO in bench.vm.exit_kinds
         assert ExitKind.INTERRUPTED in bench.vm.exit_kinds
 

@@ -204,7 +204,8 @@ class IsaConformance:
                 vector=255, name="made up", pc=registers[isa.program_counter], sp=registers[isa.stack_pointer],
                 address=None, code=None, words="", user=privilege == "user", registers=registers,
             )  # fmt: skip
-            other = isa.thread_registers(guest.system, guest.areas, _Guest(isa, "supervisor").state())
+            kernel = _Guest(isa, "supervisor")  # whose vectors have taken the exception
+            other = isa.thread_registers(kernel.system, kernel.areas, kernel.state())
             vcpu = FakeRegisters({**other, isa.program_counter: 0x1234, isa.stack_pointer: 0x5678})
             isa.debug.undo_fault(fault, vcpu)
             place = isa.debug.place(vcpu)

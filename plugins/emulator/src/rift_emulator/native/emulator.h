@@ -61,6 +61,9 @@ int rift_emulator_vm_quiet(struct rift_emulator_vm *vm);
 /* Makes every vCPU see page-table entries that the host has changed. */
 void rift_emulator_vm_flush(struct rift_emulator_vm *vm);
 
+/* Makes every vCPU look at its translated code before it goes on: the host has written instructions. */
+void rift_emulator_vm_code_changed(struct rift_emulator_vm *vm);
+
 /* Registers a native handler; before the first vCPU is created. As rift_dispatch_add. */
 int rift_emulator_vm_install(struct rift_emulator_vm *vm, uint32_t kind, uint64_t first, uint64_t last,
                              uintptr_t handle, uintptr_t context, int fallback, struct rift_error *error);

@@ -76,7 +76,6 @@ void rift_emulator_code_note(struct rift_emulator_vcpu *vcpu, uint64_t gpa, uint
 void rift_emulator_code_flush(struct rift_emulator_vcpu *vcpu) {
     unicorn.ctl(vcpu->cpu.engine, UNICORN_CONTROL_WRITE | UNICORN_CONTROL_FLUSH_CODE);
     forget_all(&vcpu->code);
-    vcpu->entered = 0;
 }
 
 void rift_emulator_code_check(struct rift_emulator_vcpu *vcpu) {

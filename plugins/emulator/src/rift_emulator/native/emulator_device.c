@@ -9,10 +9,13 @@
  * The engine carries an unaligned access out in pieces; they belong to the access that was asked about. */
 #include "emulator_internal.h"
 
-#include <string.h>
+#include <errno.h>
+#include <stdlib.h>
 
-static int within(const struct rift_emulator_access *whole, uint64_t gpa, uint32_t size, int is_write) {
-    return whole->size && (int)whole->is_write == is_write && gpa + size > whole->gpa && gpa < whole->gpa + whole->size;
+/* Whether [gpa, gpa + size) is a piece of the access that is carried out. */
+static int is_piece(const struct rift_emulator_devices *devices, uint64_t gpa, uint32_t size, int is_write) {
+    return devices->now.size && (int)devices->now.is_write == is_write && gpa >= devices->now_first &&
+           gpa + size <= devices->now_end;
 }
 
 static uint64_t cut(uint64_t value, uint32_t size) {
@@ -45,9 +48,14 @@ static void log_access(struct rift_emulator_vcpu *vcpu, const struct rift_emulat
     devices->next = devices->count;
 }
 
-/* The engine may carry the access out. */
+/* The engine may carry the access out. What is not aligned it reads as two aligned neighbours, and writes byte by
+ * byte. */
 static int allow(struct rift_emulator_devices *devices, const struct rift_emulator_access *access) {
+    uint64_t page = access->gpa & ~(PAGE - 1);
+    uint64_t first = access->gpa & ~UINT64_C(7);
     devices->now = *access;
+    devices->now_first = first;
+    devices->now_end = first + 16 < page + PAGE ? first + 16 : page + PAGE;
     return 1;
 }
 
@@ -93,26 +101,43 @@ static int serve(struct rift_emulator_vcpu *vcpu, struct rift_emulator_access *a
     return 0;
 }
 
-/* Any access to a device page, whole or a piece. Returns 1 if the engine may carry it out. */
-static int ask(struct rift_emulator_vcpu *vcpu, uint64_t gpa, uint32_t size, uint64_t value, int is_write) {
+/* Has it been seen before the instruction was abandoned, or is it new? Returns as `ask`. */
+static int recall_or_serve(struct rift_emulator_vcpu *vcpu, struct rift_emulator_access *access) {
     struct rift_emulator_devices *devices = &vcpu->devices;
-    if (vcpu->cpu.leaving)
-        return 0;
-    struct rift_emulator_access access = {.gpa = gpa, .size = size, .is_write = (uint32_t)is_write};
-    uint64_t room = PAGE - gpa % PAGE;
-    if (size > room) { /* the rest lies in another page, which may be anywhere: it comes as pieces of its own */
-        access.size = (uint32_t)room;
-    }
-    access.value = cut(value, access.size);
     if (devices->next < devices->count) {
         struct rift_emulator_access *known = &devices->log[devices->next];
-        if (same_place(known, &access)) {
+        if (same_place(known, access)) {
             devices->next += 1;
             return allow(devices, known);
         }
         devices->count = devices->next; /* the guest's tables have changed meanwhile: what follows is new */
     }
-    return serve(vcpu, &access);
+    return serve(vcpu, access);
+}
+
+/* An access to a device page. Returns 1 if the engine may carry it out, 0 if it must abandon the instruction. */
+static int ask(struct rift_emulator_vcpu *vcpu, uint64_t gpa, uint32_t size, uint64_t value, int is_write) {
+    struct rift_emulator_devices *devices = &vcpu->devices;
+    if (vcpu->cpu.leaving)
+        return 0;
+    struct rift_emulator_access access = {.gpa = gpa, .size = size, .is_write = (uint32_t)is_write};
+    uint32_t room = (uint32_t)(PAGE - gpa % PAGE), rest = devices->rest, pieces = 0;
+    devices->rest = devices->pieces = 0;
+    if (rest && room == PAGE) { /* the first piece of the rest of the access before */
+        access.size = rest;
+        value = devices->rest_value;
+        pieces = rest - 1;
+    } else if (size > room) { /* the rest lies in another page, which may be anywhere */
+        access.size = pieces = room;
+        devices->rest = size - room;
+        devices->rest_value = value >> 8 * room;
+    } else if (gpa & (size - 1)) {
+        pieces = size;
+    }
+    access.value = cut(value, access.size);
+    int allowed = recall_or_serve(vcpu, &access);
+    devices->pieces = allowed && is_write ? pieces : 0;
+    return allowed;
 }
 
 static bool protected_hook(struct unicorn *engine, int type, uint64_t gpa, int size, int64_t value, void *context) {
@@ -126,9 +151,11 @@ static bool protected_hook(struct unicorn *engine, int type, uint64_t gpa, int s
         return false;
     }
     int is_write = type == UNICORN_ACCESS_WRITE_PROTECTED;
-    /* Only a store comes here in pieces, byte by byte. */
-    if (is_write && size == 1 && vcpu->devices.now.size > 1 && within(&vcpu->devices.now, gpa, 1, 1))
+    /* Only a store comes here in pieces, byte by byte; the first of them is the access itself. */
+    if (is_write && size == 1 && vcpu->devices.pieces && is_piece(&vcpu->devices, gpa, 1, 1)) {
+        vcpu->devices.pieces -= 1;
         return !vcpu->cpu.leaving;
+    }
     return ask(vcpu, gpa, (uint32_t)size, (uint64_t)value, is_write);
 }
 
@@ -158,7 +185,7 @@ static uint64_t device_read(struct unicorn *engine, uint64_t offset, unsigned si
     struct rift_emulator_vcpu *vcpu = page->vcpu;
     uint64_t gpa = page->gpa + offset;
     (void)engine;
-    if (!within(&vcpu->devices.now, gpa, size, 0) && !ask(vcpu, gpa, size, 0, 0))
+    if (!is_piece(&vcpu->devices, gpa, size, 0) && !ask(vcpu, gpa, size, 0, 0))
         return 0;
     const struct rift_emulator_access *now = &vcpu->devices.now;
     uint64_t value = 0;
@@ -179,22 +206,49 @@ static void device_write(struct unicorn *engine, uint64_t offset, unsigned size,
     (void)context;
 }
 
-int rift_emulator_devices_setup(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
+static int watch_hole(struct rift_emulator_vcpu *vcpu, uint64_t first, uint64_t last, struct rift_error *error) {
     const struct {
         int type;
         void *callback;
-    } hooks[] = {
+    } kinds[] = {
         {UNICORN_HOOK_READ_UNMAPPED | UNICORN_HOOK_WRITE_UNMAPPED | UNICORN_HOOK_FETCH_UNMAPPED, (void *)unmapped_hook},
         {UNICORN_HOOK_READ_PROTECTED | UNICORN_HOOK_WRITE_PROTECTED | UNICORN_HOOK_FETCH_PROTECTED,
          (void *)protected_hook},
     };
-    for (size_t at = 0; at < sizeof(hooks) / sizeof(hooks[0]); ++at) {
-        unicorn_hook hook;
-        int status = unicorn.hook_add(vcpu->cpu.engine, &hook, hooks[at].type, hooks[at].callback, vcpu, 1, 0);
+    struct rift_emulator_devices *devices = &vcpu->devices;
+    for (size_t at = 0; at < sizeof(kinds) / sizeof(kinds[0]); ++at) {
+        unicorn_hook *hook = &devices->hooks[devices->hook_count];
+        int status = unicorn.hook_add(vcpu->cpu.engine, hook, kinds[at].type, kinds[at].callback, vcpu, first, last);
         if (status)
             return rift_emulator_engine_error(error, status, "uc_hook_add");
+        devices->hook_count += 1;
     }
     return 0;
+}
+
+/* Over memory that the guest writes there must be no hook: the engine would look for one at every store. */
+int rift_emulator_devices_watch(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
+    struct rift_emulator_devices *devices = &vcpu->devices;
+    while (devices->hook_count)
+        unicorn.hook_del(vcpu->cpu.engine, devices->hooks[--devices->hook_count]);
+    unicorn_hook *hooks = realloc(devices->hooks, 2 * (vcpu->mapped_count + 1) * sizeof(*hooks));
+    if (!hooks)
+        return rift_emulator_fail(error, ENOMEM, "realloc");
+    devices->hooks = hooks;
+    uint64_t start = 0;
+    for (uint32_t at = 0; at < vcpu->mapped_count; ++at) {
+        const struct rift_emulator_region *region = &vcpu->mapped[at];
+        if (!region->writable)
+            continue; /* a store there is an access to a device */
+        if (region->gpa > start && watch_hole(vcpu, start, region->gpa - 1, error))
+            return -1;
+        start = region->gpa + region->bytes;
+    }
+    return watch_hole(vcpu, start, UINT64_MAX, error);
+}
+
+void rift_emulator_devices_release(struct rift_emulator_vcpu *vcpu) {
+    free(vcpu->devices.hooks);
 }
 
 static void forget(struct rift_emulator_vcpu *vcpu, uint32_t at) {

@@ -113,7 +113,7 @@ static int host_wait(const struct rift_host *host, const uint32_t *word, uint32_
         rift_emulator_turn_give(vcpu->vm->turn);
     int status = wait_for(vcpu, word, expected, deadline);
     if (has_turn)
-        rift_emulator_turn_take(vcpu->vm->turn, NULL); /* not to be kicked out of: it is needed to leave */
+        rift_emulator_turn_take(vcpu->vm->turn, vcpu->control, 0); /* no kick: it is needed to leave */
     vcpu->precise = 1;
     vcpu->touched = 1;
     return status;

@@ -20,9 +20,9 @@ struct rift_emulator_turn *rift_emulator_turn_create(void);
 struct rift_emulator_turn *rift_emulator_turn_hold(struct rift_emulator_turn *turn); /* one more reference */
 void rift_emulator_turn_release(struct rift_emulator_turn *turn);
 
-/* Takes the turn, in the order of asking. `control`: the vCPU that wants it, whose kick ends the wait with -1;
- * NULL: the host. Nested calls of one thread count. */
-int rift_emulator_turn_take(struct rift_emulator_turn *turn, struct rift_emulator_control *control);
+/* Takes the turn, in the order of asking. `control`: the vCPU that wants it, whose kick ends the wait with -1 if
+ * `kickable`; NULL: the host. Nested calls of one thread count. Returns 1 if somebody else had it since, else 0. */
+int rift_emulator_turn_take(struct rift_emulator_turn *turn, struct rift_emulator_control *control, int kickable);
 void rift_emulator_turn_give(struct rift_emulator_turn *turn);
 
 /* Whether the calling thread has it. */
@@ -111,6 +111,10 @@ struct rift_emulator_devices {
     uint32_t count, next; /* how many, and the next that is repeated */
     uint32_t unanswered;  /* the last one is a read that Python answers */
     struct rift_emulator_access now; /* that the engine carries out */
+    uint64_t now_first, now_end;     /* where the pieces of it may lie: aligned, and so beyond it */
+    uint64_t rest_value; /* of an access that goes on in the next page */
+    uint32_t rest;       /* its bytes there; 0: none */
+    uint32_t pieces;     /* bytes of a store that are still to come one by one */
     uint64_t last_pc; /* of the last access that a native handler served outside of a step */
     struct rift_emulator_access last;
     int has_last;
@@ -118,9 +122,13 @@ struct rift_emulator_devices {
     int has_wanted_page;
     struct rift_emulator_device_page pages[RIFT_EMULATOR_DEVICE_PAGES];
     uint32_t page_oldest;
+    unicorn_hook *hooks; /* two for each hole */
+    uint32_t hook_count;
 };
 
-int rift_emulator_devices_setup(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
+/* Outside of the engine: the holes are those between the engine's writable regions, which are sorted. */
+int rift_emulator_devices_watch(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
+void rift_emulator_devices_release(struct rift_emulator_vcpu *vcpu);
 /* Outside of the engine: maps the wanted page, if there is one. */
 int rift_emulator_devices_map(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
 /* Outside of the engine: no device page lies in [gpa, gpa + bytes) any more. */
@@ -194,7 +202,6 @@ struct rift_emulator_vcpu {
     int step_due;      /* an instruction ended with an exit: the step's exit follows */
     int precise;       /* a native handler did something after which the instruction must be the last */
     int touched;       /* somebody else may have written to memory since the last look at the code */
-    int entered;       /* the engine has run before */
     uint32_t deferred; /* registers that a native handler wrote in the middle of an instruction */
     uint32_t deferred_ids[RIFT_EMULATOR_DEFERRED];
     uint64_t deferred_words[RIFT_EMULATOR_DEFERRED];

@@ -133,7 +133,7 @@ static int failed(struct rift_emulator_vcpu *vcpu) {
 static void run_engine(struct rift_emulator_vcpu *vcpu) {
     struct rift_emulator_cpu *cpu = &vcpu->cpu;
     const struct rift_emulator_binding *binding = vcpu->binding;
-    uint64_t pc, physical;
+    uint64_t pc;
     cpu->leaving = 0;
     vcpu->outcome = RIFT_EMULATOR_NOTHING;
     vcpu->devices.next = 0;
@@ -142,11 +142,6 @@ static void run_engine(struct rift_emulator_vcpu *vcpu) {
         cpu->stepping |= RIFT_EMULATOR_STEP_ACCESS;
     if (binding->arm(cpu, &pc) == RIFT_EMULATOR_GO_ON &&
         rift_emulator_control_enter(vcpu->control, cpu->engine, vcpu->completing) == 0) {
-        if (!vcpu->entered && binding->translate(cpu, pc, &physical) == 0) {
-            /* The engine tells of every block that it translates but the first. */
-            rift_emulator_code_note(vcpu, physical, PAGE - physical % PAGE);
-            vcpu->entered = 1;
-        }
         int status = unicorn.emu_start(cpu->engine, pc, 0, 0, 0);
         rift_emulator_control_leave(vcpu->control);
         if (status && vcpu->outcome == RIFT_EMULATOR_NOTHING) {
@@ -162,9 +157,11 @@ static int enter_once(struct rift_emulator_vcpu *vcpu) {
     struct rift_emulator_control *control = vcpu->control;
     struct rift_emulator_turn *turn = vcpu->vm->turn;
     vcpu->outcome = RIFT_EMULATOR_AGAIN;
-    if (rift_emulator_turn_take(turn, vcpu->completing ? NULL : control))
+    int taken = rift_emulator_turn_take(turn, control, !vcpu->completing);
+    if (taken < 0)
         return 0; /* kicked */
-    atomic_store(&control->yield, 0);
+    if (atomic_exchange(&control->yield, 0) || taken)
+        vcpu->touched = 1;
     int status = rift_emulator_vcpu_synchronise(vcpu, &vcpu->window.error);
     if (!status)
         status = apply_deferred(vcpu, &vcpu->window.error);
@@ -172,8 +169,6 @@ static int enter_once(struct rift_emulator_vcpu *vcpu) {
         failed(vcpu);
     else
         run_engine(vcpu);
-    if (atomic_load(&control->yield))
-        vcpu->touched = 1; /* somebody else comes in between */
     rift_emulator_turn_give(turn);
     return status;
 }

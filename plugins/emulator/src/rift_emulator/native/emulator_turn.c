@@ -26,6 +26,7 @@ struct rift_emulator_turn {
     unsigned depth;
     pthread_t owner;
     struct rift_emulator_control *control; /* the owner's vCPU, or NULL */
+    const void *last; /* who had it last; only to be compared */
     struct waiter *head, *tail;
 };
 
@@ -50,10 +51,14 @@ void rift_emulator_turn_release(struct rift_emulator_turn *turn) {
     free(turn);
 }
 
-static void own(struct rift_emulator_turn *turn, struct rift_emulator_control *control) {
+/* Returns whether somebody else had it before. */
+static int own(struct rift_emulator_turn *turn, struct rift_emulator_control *control) {
+    int other = turn->last != control || !control;
     turn->owner = pthread_self();
     turn->depth = 1;
     turn->control = control;
+    turn->last = control;
+    return other;
 }
 
 static void enqueue(struct rift_emulator_turn *turn, struct waiter *waiter) {
@@ -83,7 +88,7 @@ int rift_emulator_turn_mine(struct rift_emulator_turn *turn) {
     return mine;
 }
 
-int rift_emulator_turn_take(struct rift_emulator_turn *turn, struct rift_emulator_control *control) {
+int rift_emulator_turn_take(struct rift_emulator_turn *turn, struct rift_emulator_control *control, int kickable) {
     pthread_mutex_lock(&turn->lock);
     if (turn->taken && pthread_equal(turn->owner, pthread_self())) {
         turn->depth += 1;
@@ -92,16 +97,16 @@ int rift_emulator_turn_take(struct rift_emulator_turn *turn, struct rift_emulato
     }
     if (!turn->taken) {
         turn->taken = 1;
-        own(turn, control);
+        int other = own(turn, control);
         pthread_mutex_unlock(&turn->lock);
-        return 0;
+        return other;
     }
     struct waiter waiter = {.control = control};
     rift_emulator_condition_init(&waiter.condition);
     enqueue(turn, &waiter);
     int kicked = 0;
     while (!waiter.granted) {
-        if (control && atomic_load(&control->kick)) {
+        if (kickable && atomic_load(&control->kick)) {
             dequeue(turn, &waiter);
             kicked = 1;
             break;
@@ -110,11 +115,10 @@ int rift_emulator_turn_take(struct rift_emulator_turn *turn, struct rift_emulato
         if (!waiter.granted && turn->head == &waiter && turn->control)
             rift_emulator_control_yield(turn->control);
     }
-    if (!kicked)
-        own(turn, control);
+    int status = kicked ? -1 : own(turn, control);
     pthread_mutex_unlock(&turn->lock);
     pthread_cond_destroy(&waiter.condition);
-    return kicked ? -1 : 0;
+    return status;
 }
 
 void rift_emulator_turn_give(struct rift_emulator_turn *turn) {

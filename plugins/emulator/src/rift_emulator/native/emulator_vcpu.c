@@ -48,6 +48,7 @@ static void destroy(struct rift_emulator_vcpu *vcpu) {
     vcpu->binding->release(&vcpu->cpu);
     rift_emulator_engine_close(vcpu->cpu.engine, vcpu->cpu.context);
     rift_emulator_code_release(vcpu);
+    rift_emulator_devices_release(vcpu);
     rift_emulator_control_release(vcpu->control);
     free(vcpu->mapped);
     free(vcpu);
@@ -70,7 +71,7 @@ struct rift_emulator_vcpu *rift_emulator_vcpu_create(struct rift_emulator_vm *vm
         rift_emulator_fail(error, ENOMEM, "calloc");
     if (!vcpu->control ||
         rift_emulator_engine_open(vm->binding, vm->code_buffer, &vcpu->cpu.engine, &vcpu->cpu.context, error) ||
-        rift_emulator_code_setup(vcpu, error) || rift_emulator_devices_setup(vcpu, error) ||
+        rift_emulator_code_setup(vcpu, error) || rift_emulator_devices_watch(vcpu, error) ||
         vm->binding->setup(&vcpu->cpu, error)) {
         destroy(vcpu);
         return NULL;
@@ -170,6 +171,10 @@ static int synchronise_regions(struct rift_emulator_vcpu *vcpu, struct rift_erro
         return rift_emulator_fail(error, ENOMEM, "malloc");
     }
     int status = change_regions(vcpu, wanted, count, error);
+    if (!status) {
+        memcpy(vcpu->mapped, wanted, count * sizeof(*wanted)); /* the same, in order */
+        status = rift_emulator_devices_watch(vcpu, error);
+    }
     free(wanted);
     if (status)
         return -1;

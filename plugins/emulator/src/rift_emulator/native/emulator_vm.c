@@ -78,7 +78,7 @@ static void tell_all(struct rift_emulator_vm *vm) {
     pthread_mutex_unlock(&vm->lock);
     if (rift_emulator_turn_mine(vm->turn))
         return; /* from a native handler, or an atomic section: nobody runs */
-    rift_emulator_turn_take(vm->turn, NULL);
+    rift_emulator_turn_take(vm->turn, NULL, 0);
     rift_emulator_turn_give(vm->turn);
 }
 
@@ -140,6 +140,10 @@ void rift_emulator_vm_flush(struct rift_emulator_vm *vm) {
     tell_all(vm);
 }
 
+void rift_emulator_vm_code_changed(struct rift_emulator_vm *vm) {
+    tell_all(vm);
+}
+
 int rift_emulator_vm_install(struct rift_emulator_vm *vm, uint32_t kind, uint64_t first, uint64_t last,
                              uintptr_t handle, uintptr_t context, int fallback, struct rift_error *error) {
     if (vm->created) /* the table is read without a lock once a vCPU exists */
@@ -149,7 +153,7 @@ int rift_emulator_vm_install(struct rift_emulator_vm *vm, uint32_t kind, uint64_
 }
 
 void rift_emulator_vm_take(struct rift_emulator_vm *vm) {
-    rift_emulator_turn_take(vm->turn, NULL);
+    rift_emulator_turn_take(vm->turn, NULL, 0);
 }
 
 void rift_emulator_vm_give(struct rift_emulator_vm *vm) {

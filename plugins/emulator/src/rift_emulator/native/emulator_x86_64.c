@@ -8,6 +8,15 @@
 /* UC_CPU_X86_ICELAKE_SERVER: SMEP, SMAP, FSGSBASE, BMI, LA57, 1 GiB pages; the engine hides what it cannot do. */
 #define CPU_MODEL 26
 
+/* The engine tells of a block that it has translated only if one has run to its end before (emulator_code.c). */
+static int prime(struct rift_emulator_cpu *cpu, struct rift_error *error) {
+    int status = unicorn.emu_start(cpu->engine, X86_INTERCEPT_GPA, 0, 0, 0);
+    if (status)
+        return rift_emulator_engine_error(error, status, "uc_emu_start");
+    x86_set_register(cpu, UNICORN_RIP, 0);
+    return 0;
+}
+
 static int setup(struct rift_emulator_cpu *cpu, struct rift_error *error) {
     struct x86 *x86 = calloc(1, sizeof(*x86));
     if (!x86)
@@ -19,10 +28,12 @@ static int setup(struct rift_emulator_cpu *cpu, struct rift_error *error) {
         x86->view = NULL;
         return rift_emulator_engine_error(error, status, "uc_context_alloc");
     }
-    status = unicorn.mem_map_ptr(cpu->engine, X86_INTERCEPT_GPA, X86_INTERCEPT_BYTES, UNICORN_READ | UNICORN_WRITE,
-                                 x86_intercept_pages());
+    status = unicorn.mem_map_ptr(cpu->engine, X86_INTERCEPT_GPA, X86_INTERCEPT_BYTES,
+                                 UNICORN_READ | UNICORN_WRITE | UNICORN_EXECUTE, x86_intercept_pages());
     if (status)
         return rift_emulator_engine_error(error, status, "uc_mem_map_ptr");
+    if (prime(cpu, error))
+        return -1;
     if (x86_hooks(cpu, error) || x86_port_hooks(cpu, error) || x86_syscall_hooks(cpu, error))
         return -1;
     x86_load(cpu);

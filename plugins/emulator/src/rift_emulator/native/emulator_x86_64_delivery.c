@@ -140,6 +140,17 @@ static int contributory(int vector) {
     return vector == 0 || (vector >= X86_TS && vector <= X86_GP);
 }
 
+/* Of a software interrupt that cannot be delivered the fault belongs to the instruction, which RIP has left. */
+static void step_back(struct rift_emulator_cpu *cpu, int vector) {
+    size_t at = rift_emulator_x86_layout.rip;
+    uint64_t rip = x86_get(cpu->context, at), physical;
+    const uint8_t *memory = NULL;
+    if (x86_look(cpu, cpu->context, rip - 1, &physical) == 0)
+        memory = rift_emulator_memory(cpu, physical, 1, 0);
+    int one_byte = vector == X86_BP && memory && *memory == 0xCC; /* INT3; the others are INT n */
+    x86_set(cpu->context, at, rip - (one_byte ? 1 : 2));
+}
+
 int x86_deliver(struct rift_emulator_cpu *cpu, int vector, int software, uint32_t code) {
     struct unicorn_context *context = cpu->context;
     struct x86_fault fault;
@@ -152,6 +163,8 @@ int x86_deliver(struct rift_emulator_cpu *cpu, int vector, int software, uint32_
             rift_emulator_exit(cpu, &exit); /* whatever the answer: this CPU cannot go on */
             return RIFT_EMULATOR_LEAVE;
         }
+        if (software)
+            step_back(cpu, vector);
         if (fault.vector == X86_PF)
             x86_set(context, rift_emulator_x86_layout.cr + 16, fault.address);
         int twice = (contributory(vector) && contributory(fault.vector)) ||

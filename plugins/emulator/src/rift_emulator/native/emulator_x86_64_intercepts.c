@@ -36,8 +36,15 @@ static long map_bit(uint32_t number) {
     return -1;
 }
 
+/* Filled in once, when the engine is learnt: later other engines are reading. */
 void *x86_intercept_pages(void) {
+    static int filled;
+    if (filled)
+        return pages;
+    filled = 1;
     uint64_t map = X86_INTERCEPT_GPA + MSR_MAP_OFFSET;
+    static const uint8_t code[] = {0xEB, 0x00, 0xF4}; /* jmp to the hlt: see prime in emulator_x86_64.c */
+    memcpy(pages, code, sizeof(code)); /* where the control block has intercepts, which the engine keeps itself */
     memcpy(pages + CONTROL_MSR_MAP, &map, sizeof(map));
     memset(pages + MSR_MAP_OFFSET, 0xFF, X86_INTERCEPT_BYTES - MSR_MAP_OFFSET);
     for (size_t at = 0; at < sizeof(own) / sizeof(own[0]); ++at)

@@ -114,7 +114,7 @@ def region_info(session: Session, arguments: bytes) -> bytes:
         letters += "w" if walk.permissions & Permission.WRITE else ""
         letters += "x" if walk.permissions & Permission.EXECUTE else ""
         words.append(f"permissions:{letters}")
-        name = session.target.name_of(start)
+        name = session.target.map.name_of(start)
         if name:
             words.append(f"name:{to_hex(name.encode()).decode()}")
     return (";".join(words) + ";").encode()
@@ -133,11 +133,11 @@ def region_around(session: Session, view: View, address: int) -> tuple[int, int,
     """Where the run of pages that ``address`` lies in begins, its size, and a walk of it; None: not mapped."""
     walk = view.walk(address)
     if walk.physical is None:
-        following = session.target.next_mapped(address)
+        following = session.target.map.next_mapped(address)
         return address, following - address, None
     start = address - address % walk.page_size
     size = walk.page_size
-    name = session.target.name_of(start)
+    name = session.target.map.name_of(start)
     for _ in range(_MOST_PAGES):
         beyond = start + size
         if beyond >= _TOP:
@@ -145,7 +145,7 @@ def region_around(session: Session, view: View, address: int) -> tuple[int, int,
         following_walk = view.walk(beyond)
         if following_walk.physical is None or following_walk.permissions != walk.permissions:
             break
-        if session.target.name_of(beyond) != name:
+        if session.target.map.name_of(beyond) != name:
             break
         size += following_walk.page_size
     return start, size, walk

@@ -75,6 +75,13 @@ def read_document(session: Session, arguments: bytes) -> bytes:
     return (b"l" if offset + len(piece) >= len(document) else b"m") + piece
 
 
+@packet("qOffsets")
+def offsets(session: Session, arguments: bytes) -> bytes:
+    """How far the payload stands above the addresses in its file."""
+    slide = session.target.engine.plan.binary.slide
+    return b"TextSeg=%x" % slide if slide else b""
+
+
 @packet("Qqemu", prefix=True)
 def qemu_memory_mode(session: Session, arguments: bytes) -> bytes:
     """QEMU's switch to guest-physical addresses: ``maintenance packet Qqemu.PhyMemMode:1``."""

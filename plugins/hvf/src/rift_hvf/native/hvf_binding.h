@@ -25,9 +25,8 @@ enum rift_hvf_flag {
 /* What the hypervisor of this machine allows. */
 struct rift_hvf_limits {
     uint32_t page;      /* granularity of guest-physical memory, bytes */
-    uint32_t gpa_bits;
+    uint32_t gpa_bits, most_gpa_bits; /* of guest-physical addresses: as a rule, and if asked for */
     uint32_t max_vcpus;
-    uint32_t reserved;
     uint64_t features[4]; /* the binding's own: see its comment */
 };
 
@@ -40,7 +39,9 @@ struct rift_hvf_cpu {
     uint32_t index;  /* its number in Rift */
     uint32_t flags;  /* enum rift_hvf_flag */
     uint32_t open;   /* 1: the last exit waits for `complete`; set by `decode`, cleared by `complete` */
-    uint32_t reserved;
+    uint32_t stepped; /* 1: an instruction was carried out here while the host steps: a DEBUG exit comes next ... */
+    uint64_t step_address; /* ... with this program counter */
+    uint64_t wait_ns;      /* of RIFT_HVF_WAIT */
     void *state; /* the binding's own, zeroed at creation; keeps what the framework does not */
 };
 
@@ -54,7 +55,8 @@ struct rift_hvf_register {
 
 enum rift_hvf_decoded {
     RIFT_HVF_DISPATCH = 0, /* *exit is filled in */
-    RIFT_HVF_REENTER = 1   /* nothing that anybody needs to see: enter again */
+    RIFT_HVF_REENTER = 1,  /* nothing that anybody needs to see: enter again */
+    RIFT_HVF_WAIT = 2      /* the guest sleeps: enter again after cpu->wait_ns, unless there is a kick before */
 };
 
 /* What a place in the guest's memory is watched for. */

@@ -52,6 +52,8 @@ static const struct symbol arm_symbols[] = {
     ARM("hv_vm_config_get_default_ipa_size", vm_config_get_default_ipa_size, 0),
     ARM("hv_vm_config_set_ipa_size", vm_config_set_ipa_size, 0),
     ARM("os_release", os_release, 0),
+    ARM("mach_absolute_time", absolute_time, 0),
+    ARM("mach_timebase_info", timebase_info, 0),
     ARM("hv_vcpu_config_create", vcpu_config_create, 0),
     ARM("hv_vcpu_config_get_feature_reg", vcpu_config_get_feature_reg, 0),
     ARM("hv_vcpu_create", vcpu_create, 1),

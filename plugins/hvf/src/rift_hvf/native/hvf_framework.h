@@ -71,7 +71,9 @@ struct rift_hvf_arm_calls {
     int32_t (*vm_config_get_max_ipa_size)(uint32_t *bits);         /* 13 */
     int32_t (*vm_config_get_default_ipa_size)(uint32_t *bits);     /* 13 */
     int32_t (*vm_config_set_ipa_size)(void *config, uint32_t bits); /* 13 */
-    void (*os_release)(void *object);
+    void (*os_release)(void *object);                              /* this and the next two: libSystem */
+    uint64_t (*absolute_time)(void);                               /* mach_absolute_time: the counter */
+    int (*timebase_info)(uint32_t ratio[2]);                       /* mach_timebase_info */
     void *(*vcpu_config_create)(void);
     int32_t (*vcpu_config_get_feature_reg)(void *config, uint32_t number, uint64_t *value);
     int32_t (*vcpu_create)(uint64_t *vcpu, struct rift_hvf_arm_exit **exit, void *config);

@@ -91,8 +91,7 @@ static uint64_t now(clockid_t clock) {
     return (uint64_t)time.tv_sec * SECOND_NS + (uint64_t)time.tv_nsec;
 }
 
-/* Until a kick, or `nanoseconds` are over. */
-static void sleep_until_kicked(struct rift_hvf_control *control, uint64_t nanoseconds) {
+void rift_hvf_control_sleep(struct rift_hvf_control *control, uint64_t nanoseconds) {
     uint64_t end = now(CLOCK_REALTIME) + nanoseconds; /* the clock that a condition waits by everywhere */
     struct timespec until = {.tv_sec = (time_t)(end / SECOND_NS), .tv_nsec = (long)(end % SECOND_NS)};
     pthread_mutex_lock(&control->lock);
@@ -117,7 +116,7 @@ static int host_wait(const struct rift_host *host, const uint32_t *word, uint32_
             if (deadline - time < slice)
                 slice = deadline - time;
         }
-        sleep_until_kicked(control, slice);
+        rift_hvf_control_sleep(control, slice);
     }
 }
 

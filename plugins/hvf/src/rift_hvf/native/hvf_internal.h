@@ -27,6 +27,8 @@ struct rift_hvf_vm {
     uint32_t region_count, region_room;
     struct rift_hvf_vcpu *vcpus; /* open ones */
     int had_vcpu;
+    void *service; /* a page for a binding's own code; NULL: not needed so far */
+    uint64_t service_gpa;
 };
 
 /* Outlives its vCPU, so that a late kick is harmless. */
@@ -87,13 +89,21 @@ void *rift_hvf_memory_find(struct rift_hvf_vm *vm, uint64_t gpa, uint64_t bytes,
 /* The permissions of the region at `gpa`; 0: there is none. */
 uint32_t rift_hvf_memory_permissions(struct rift_hvf_vm *vm, uint64_t gpa);
 
+/* A page of the VM at the end of the guest-physical addresses that holds `code`, made at the first call. */
+int rift_hvf_memory_service(struct rift_hvf_vm *vm, const void *code, size_t bytes, uint64_t *gpa,
+                            struct rift_error *error);
+
+void rift_hvf_memory_end_service(struct rift_hvf_vm *vm);
+
 /* hvf_control.c */
 struct rift_hvf_control *rift_hvf_control_create(const struct rift_hvf_framework *framework);
 void rift_hvf_control_seat(struct rift_hvf_control *control, uint64_t id);
 void rift_hvf_control_unseat(struct rift_hvf_control *control);
 void rift_hvf_control_flush(struct rift_hvf_control *control);
 
-/* hvf_host.c: fills in what native handlers may call. */
+/* hvf_host.c: sleeps for so long, or until a kick. */
+void rift_hvf_control_sleep(struct rift_hvf_control *control, uint64_t nanoseconds);
+/* Fills in what native handlers may call. */
 void rift_hvf_host_init(struct rift_hvf_vcpu *vcpu);
 
 /* hvf_run.c: completes an open access before registers are read or (`writing`) written. */

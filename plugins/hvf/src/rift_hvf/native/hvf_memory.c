@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* The first region that ends above `gpa`; region_count if none does. Under the lock. */
 static uint32_t position(const struct rift_hvf_vm *vm, uint64_t gpa) {
@@ -105,6 +106,42 @@ int rift_hvf_vm_unmap(struct rift_hvf_vm *vm, uint64_t gpa, struct rift_error *e
     pthread_mutex_unlock(&vm->lock);
     /* Nobody can find the memory any more; a vCPU that has found it still holds it. */
     return status ? status : !rift_hvf_vm_quiet(vm);
+}
+
+int rift_hvf_memory_service(struct rift_hvf_vm *vm, const void *code, size_t bytes, uint64_t *gpa,
+                            struct rift_error *error) {
+    int status = 0;
+    pthread_mutex_lock(&vm->lock);
+    if (!vm->service) {
+        void *page = mmap(NULL, 2 * (size_t)vm->page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+        if (page == MAP_FAILED) {
+            status = rift_hvf_fail(error, errno, "mmap");
+        } else {
+            uint8_t *aligned = (uint8_t *)(((uintptr_t)page + vm->page - 1) / vm->page * vm->page);
+            memcpy(aligned, code, bytes);
+            if (vm->framework->calls.icache_invalidate)
+                vm->framework->calls.icache_invalidate(aligned, bytes);
+            vm->service = page;
+            vm->service_gpa = vm->gpa_end - vm->page;
+            int result = vm->framework->calls.vm_map(aligned, vm->service_gpa, vm->page, HV_MEMORY_READ | HV_MEMORY_EXEC);
+            if (result != HV_SUCCESS) {
+                munmap(page, 2 * (size_t)vm->page);
+                vm->service = NULL;
+                status = rift_hvf_fail(error, result, "hv_vm_map");
+            }
+        }
+    }
+    *gpa = vm->service_gpa;
+    pthread_mutex_unlock(&vm->lock);
+    return status;
+}
+
+void rift_hvf_memory_end_service(struct rift_hvf_vm *vm) {
+    if (!vm->service)
+        return;
+    vm->framework->calls.vm_unmap(vm->service_gpa, vm->page);
+    munmap(vm->service, 2 * (size_t)vm->page);
+    vm->service = NULL;
 }
 
 /* Instruction caches are not coherent with stores on every CPU; where the framework's system has no such call,

@@ -3,6 +3,9 @@
 
 #include <errno.h>
 
+/* info[0] of a DEBUG exit: rift_abi.h. */
+#define RIFT_HVF_STEP 1
+
 /* More accesses than one instruction can make. */
 #define MOST_ACCESSES 16
 
@@ -41,10 +44,21 @@ static int interrupted(struct rift_hvf_vcpu *vcpu) {
 /* What came of one entry; CUT_SHORT: a kick. */
 enum entered { AGAIN = 0, HAVE_EXIT = 1, CUT_SHORT = 2 };
 
+/* An instruction that was carried out here, not by the CPU, is a step as well. */
+static int show_step(struct rift_hvf_vcpu *vcpu) {
+    vcpu->cpu.stepped = 0;
+    vcpu->window.exit =
+        (struct rift_exit){.kind = RIFT_EXIT_DEBUG, .address = vcpu->cpu.step_address, .info = {RIFT_HVF_STEP}};
+    count_exit(vcpu->control);
+    return HAVE_EXIT;
+}
+
 /* Enters once. Returns enum entered, or -1. */
 static int enter_once(struct rift_hvf_vcpu *vcpu) {
     struct rift_hvf_control *control = vcpu->control;
     struct rift_error *error = &vcpu->window.error;
+    if (vcpu->cpu.stepped)
+        return take_kick(control) ? CUT_SHORT : show_step(vcpu);
     atomic_store(&control->in_guest, 1); /* before the look at the flags: see hvf_control.c */
     if (take_kick(control)) {
         atomic_store(&control->in_guest, 0);
@@ -64,10 +78,13 @@ static int enter_once(struct rift_hvf_vcpu *vcpu) {
     let_go(control);
     if (decoded < 0)
         return -1;
-    if (decoded == RIFT_HVF_REENTER)
-        return AGAIN;
-    count_exit(control);
-    return HAVE_EXIT;
+    if (decoded == RIFT_HVF_DISPATCH) {
+        count_exit(control);
+        return HAVE_EXIT;
+    }
+    if (decoded == RIFT_HVF_WAIT)
+        rift_hvf_control_sleep(control, vcpu->cpu.wait_ns);
+    return AGAIN;
 }
 
 /* Writes what native handlers wrote in the middle of an access that is complete now. */

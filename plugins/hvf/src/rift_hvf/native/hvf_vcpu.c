@@ -107,7 +107,10 @@ int rift_hvf_vcpu_inject(struct rift_hvf_vcpu *vcpu, uint32_t vector, int has_co
 }
 
 int rift_hvf_vcpu_debug(struct rift_hvf_vcpu *vcpu, const struct rift_hvf_debug *debug, struct rift_error *error) {
-    return ready(vcpu, 1, error) ? -1 : vcpu->binding->set_debug(&vcpu->cpu, debug, error);
+    if (ready(vcpu, 1, error))
+        return -1;
+    vcpu->cpu.stepped = 0;
+    return vcpu->binding->set_debug(&vcpu->cpu, debug, error);
 }
 
 int rift_hvf_vcpu_save(struct rift_hvf_vcpu *vcpu, void *buffer, size_t *bytes, struct rift_error *error) {
@@ -119,5 +122,6 @@ int rift_hvf_vcpu_restore(struct rift_hvf_vcpu *vcpu, const void *buffer, size_t
         return -1;
     vcpu->has_pending = 0;
     vcpu->deferred = 0;
+    vcpu->cpu.stepped = 0;
     return vcpu->binding->restore(&vcpu->cpu, buffer, bytes, error);
 }

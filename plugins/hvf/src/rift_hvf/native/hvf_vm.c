@@ -36,6 +36,7 @@ void rift_hvf_vm_close(struct rift_hvf_vm *vm) {
     while (vm->region_count)
         if (rift_hvf_vm_unmap(vm, vm->regions[vm->region_count - 1].gpa, &ignored) < 0)
             vm->region_count -= 1;
+    rift_hvf_memory_end_service(vm);
     rift_hvf_process_leave();
     rift_dispatch_destroy(vm->dispatch);
     pthread_mutex_destroy(&vm->lock);

@@ -59,7 +59,7 @@ static int limits(const struct rift_hvf_framework *framework, struct rift_hvf_li
         vcpus = 8;
     uint32_t bits = rift_hvf_x86_host_address_bits();
     limits->page = 4096;
-    limits->gpa_bits = bits < GPA_BITS_LIMIT ? bits : GPA_BITS_LIMIT;
+    limits->gpa_bits = limits->most_gpa_bits = bits < GPA_BITS_LIMIT ? bits : GPA_BITS_LIMIT;
     limits->max_vcpus = vcpus < 64 ? (uint32_t)vcpus : 64;
     return 0;
 }

@@ -143,7 +143,7 @@ int rift_hvf_x86_exit_exception(struct rift_hvf_cpu *cpu, struct rift_exit *exit
         return reflect(cpu, (uint32_t)info, error);
     const int data = (x86->debug_control >> (16 + 4 * point) & 3) != 0;
     exit->info[0] = data ? 4 : 3;
-    exit->info[1] = x86->debug_address[point];
+    exit->info[1] = data ? x86->debug_address[point] : 0;
     exit->info[2] = x86->qualification;
     return RIFT_HVF_DISPATCH;
 }

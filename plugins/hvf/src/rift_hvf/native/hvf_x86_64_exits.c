@@ -17,7 +17,10 @@ int rift_hvf_x86_privilege(const struct rift_hvf_cpu *cpu, uint32_t *level, stru
 }
 
 int rift_hvf_x86_advance(struct rift_hvf_cpu *cpu, uint32_t length, struct rift_error *error) {
-    return rift_hvf_x86_set(cpu, HV_RIP, x86_of(cpu)->rip + length, error);
+    const struct rift_hvf_x86 *x86 = x86_of(cpu);
+    cpu->stepped = x86->debug_step;
+    cpu->step_address = x86->rip + length;
+    return rift_hvf_x86_set(cpu, HV_RIP, x86->rip + length, error);
 }
 
 /* Whether the exception pushes an error code: SDM volume 3, table 6-1. */

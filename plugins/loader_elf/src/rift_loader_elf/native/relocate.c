@@ -1,16 +1,16 @@
 #include "elf_format.h"
 #include "relocate.h"
 
-/* What a relocation computes: S symbol, A addend, B bias. */
-enum formula { IGNORE, B_PLUS_A, S_PLUS_A, S_ALONE, UNSUPPORTED };
+/* What a relocation computes: S symbol, A addend, B bias. A slot (of the GOT or PLT) is one symbol's and no other's. */
+enum formula { IGNORE, B_PLUS_A, S_PLUS_A, SLOT_S, SLOT_S_PLUS_A, UNSUPPORTED };
 
 /* System V psABI x86-64, table 4.9 "Relocation Types". */
 static enum formula formula_x86_64(uint64_t type) {
     switch (type) {
     case 0: return IGNORE;    /* R_X86_64_NONE */
     case 1: return S_PLUS_A;  /* R_X86_64_64 */
-    case 6: return S_ALONE;   /* R_X86_64_GLOB_DAT */
-    case 7: return S_ALONE;   /* R_X86_64_JUMP_SLOT */
+    case 6: return SLOT_S;    /* R_X86_64_GLOB_DAT */
+    case 7: return SLOT_S;    /* R_X86_64_JUMP_SLOT */
     case 8: return B_PLUS_A;  /* R_X86_64_RELATIVE */
     default: return UNSUPPORTED;
     }
@@ -19,12 +19,12 @@ static enum formula formula_x86_64(uint64_t type) {
 /* ELF for the Arm 64-bit Architecture (AAELF64), "Static data relocations" and "Dynamic relocations". */
 static enum formula formula_aarch64(uint64_t type) {
     switch (type) {
-    case 0: return IGNORE;      /* R_AARCH64_NONE */
-    case 256: return IGNORE;    /* withdrawn, treated as R_AARCH64_NONE */
-    case 257: return S_PLUS_A;  /* R_AARCH64_ABS64 */
-    case 1025: return S_PLUS_A; /* R_AARCH64_GLOB_DAT */
-    case 1026: return S_PLUS_A; /* R_AARCH64_JUMP_SLOT */
-    case 1027: return B_PLUS_A; /* R_AARCH64_RELATIVE */
+    case 0: return IGNORE;           /* R_AARCH64_NONE */
+    case 256: return IGNORE;         /* withdrawn, treated as R_AARCH64_NONE */
+    case 257: return S_PLUS_A;       /* R_AARCH64_ABS64 */
+    case 1025: return SLOT_S_PLUS_A; /* R_AARCH64_GLOB_DAT */
+    case 1026: return SLOT_S_PLUS_A; /* R_AARCH64_JUMP_SLOT */
+    case 1027: return B_PLUS_A;      /* R_AARCH64_RELATIVE */
     default: return UNSUPPORTED;
     }
 }
@@ -149,11 +149,15 @@ int rift_elf_rela_apply(struct rift_elf_relocator *relocator, uint64_t offset, u
             return elf_fail(error, ENOTSUP, at, type, "r_info", "this type of relocation is not supported");
         if (formula == IGNORE)
             continue;
+        if ((formula == SLOT_S || formula == SLOT_S_PLUS_A) && entry.info >> 32 == 0)
+            /* What lld leaves where a linker script has discarded .dynsym. */
+            return elf_fail(error, ENOEXEC, at + 8, 0, "r_info",
+                            "the relocation of a slot names no symbol; compile with -fvisibility=hidden or keep .dynsym");
         if (formula == B_PLUS_A)
             value = relocator->bias;
         else if (symbol_value(relocator, entry.info >> 32, at, &value, error) != 0)
             return -1;
-        if (formula != S_ALONE)
+        if (formula != SLOT_S)
             value += entry.addend;
         if (store(relocator, entry.offset + relocator->bias, value, 0, at, &hint, error) != 0)
             return -1;

@@ -128,6 +128,10 @@ class PageTable:
             else:
                 self._write(before, self._read(page))
 
+    def wants_pause(self, virtual: Gva, size: int) -> bool:
+        """As ``AddressSpace.wants_pause``."""
+        return False
+
     def protect(self, virtual: Gva, size: int, permissions: Permission) -> None:
         """As ``AddressSpace.protect``."""
         for at in self._entries(virtual, size).values():

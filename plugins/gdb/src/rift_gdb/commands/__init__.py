@@ -1,0 +1,1 @@
+"""Commands and options that this plugin adds to ``rift``."""
