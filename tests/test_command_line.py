@@ -300,7 +300,9 @@ def test_addresses_are_not_cut_off_where_nobody_watches(rift: Rift, monkeypatch:
     monkeypatch.setenv("COLUMNS", "20")
     output = rift("check", "rift.toml")[1]
     assert "\u2026" not in output
-    assert any(line.split()[0].startswith("0x600000") and len(line.split()) >= 7 for line in output.splitlines())
+    rows = [line.split() for line in output.splitlines() if line.startswith("0x600000")]
+    assert rows
+    assert all(len(row) >= 7 for row in rows)
 
 
 def test_inspect_shows_segments_symbols_and_the_address_space(rift: Rift) -> None:
@@ -322,7 +324,7 @@ def test_plugins_doctor_and_schema(rift: Rift) -> None:
     status, output, _ = rift("doctor", "--json")
     report = json.loads(output)
     assert status == (0 if report["usable"] else 1)
-    assert all(check["status"] in ("pass", "warn", "fail") for check in report["checks"])
+    assert {check["status"] for check in report["checks"]} <= {"pass", "warn", "fail", "n/a"}
     assert rift("doctor")[0] == status
     assert json.loads(rift("schema")[1])["title"] == "rift.toml"
 
