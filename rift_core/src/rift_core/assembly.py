@@ -163,10 +163,7 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
 
 
 def _probe(entry: CatalogEntry, section: Section) -> ProbeResult:
-    probe = entry.info.probe
-    if probe is None:
-        return ProbeResult(True, "has no probe", isas=(host_isa(),))
-    return probe(section)
+    return entry.probe(section) or ProbeResult(True, "has no probe", isas=(host_isa(),))
 
 
 def _unfit(catalog: Catalog, probe: ProbeResult, name: str, isa: str) -> str:
