@@ -26,6 +26,8 @@ BENCHMARKS = {
     "call": exits.call,
     "startup": startup.startup,
     "tables": tables.tables,
+    "tables_aarch64": tables.tables_aarch64,
+    "tables_aarch64_16k": tables.tables_aarch64_16k,
     "dispatch": dispatch.native,
     "python_exit": dispatch.python,
     "emulator_loop": emulator.registers,

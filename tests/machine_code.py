@@ -66,13 +66,17 @@ class Names:
     spare: str  # no function above uses it
     tables: str
     aborts: frozenset[int]  # vectors of an access to an unmapped page, from supervisor mode
+    abort: str
+    undefined: str
     smallest: int  # address alignment of code
 
 
-_ISA = {
-    "x86_64": (X86_64, Names("rip", "rdi", "rsi", "rbx", "cr3", frozenset({14}), 1)),
-    "aarch64": (AARCH64, Names("pc", "x0", "x1", "x20", "ttbr0_el1", frozenset({0x21, 0x25}), 4)),
-}
+_X86_64_NAMES = Names("rip", "rdi", "rsi", "rbx", "cr3", frozenset({14}), "page fault", "invalid opcode", 1)
+_AARCH64_NAMES = Names(
+    "pc", "x0", "x1", "x20", "ttbr0_el1", frozenset({0x21, 0x25}), "abort", "undefined instruction", 4
+)
+
+_ISA = {"x86_64": (X86_64, _X86_64_NAMES), "aarch64": (AARCH64, _AARCH64_NAMES)}
 
 ISA = host_isa() if host_isa() in _ISA else "x86_64"
 CODE, NAMES = _ISA[ISA]

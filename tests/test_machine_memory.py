@@ -39,7 +39,7 @@ def test_unmapped_pages_fault_and_mapped_ones_come_back_empty(machine: Machine, 
         machine.call(functions["store"], PLACE, round_ + 1, restype=None)
         assert machine.call(functions["load"], PLACE, restype=U64) == round_ + 1
         machine.unmap(PLACE, 0x1000)
-        with pytest.raises(GuestFaultError, match="page fault"):
+        with pytest.raises(GuestFaultError, match=NAMES.abort):
             machine.call(functions["load"], PLACE)
 
 
@@ -47,7 +47,7 @@ def test_protection_takes_effect_at_once(machine: Machine, functions: dict[str, 
     machine.map(PLACE, 0x1000)
     machine.call(functions["store"], PLACE, 5, restype=None)
     machine.protect(PLACE, 0x1000, "r")
-    with pytest.raises(GuestFaultError, match="page fault"):
+    with pytest.raises(GuestFaultError, match=NAMES.abort):
         machine.call(functions["store"], PLACE, 6, restype=None)
     assert machine.call(functions["load"], PLACE, restype=U64) == 5
     machine.protect(PLACE, 0x1000, "rw")
@@ -58,7 +58,7 @@ def test_protection_takes_effect_at_once(machine: Machine, functions: dict[str, 
 def test_data_pages_do_not_execute(machine: Machine, functions: dict[str, int]) -> None:
     machine.map(PLACE, 0x1000)
     machine.write_virtual(PLACE, CODE["return"])
-    with pytest.raises(GuestFaultError, match="page fault"):
+    with pytest.raises(GuestFaultError, match=NAMES.abort):
         machine.call(PLACE)
     machine.protect(PLACE, 0x1000, "rx")
     machine.call(PLACE, restype=None)
@@ -124,7 +124,7 @@ def test_bad_mappings_are_refused(machine: Machine, address: int, size: int, wor
 
 def test_the_non_canonical_hole_is_refused(machine: Machine) -> None:
     with pytest.raises(MappingError):
-        machine.map(1 << 47, 0x1000)
+        machine.map(machine.isa.virtual_ranges[0].stop, 0x1000)
 
 
 def test_unmapping_what_is_not_mapped_is_refused(machine: Machine) -> None:

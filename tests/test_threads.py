@@ -187,7 +187,7 @@ def test_an_unhandled_exception_is_a_report(run_code: MakeMachine) -> None:
     assert report.fault.address == 0
     assert report.fault.pc == thread.entry
     text = str(caught.value)
-    assert "page fault" in text
+    assert NAMES.abort in text
     assert "not mapped" in text
     assert "0x400000" in text
 
@@ -237,8 +237,9 @@ def test_two_threads_and_the_host_share_memory(run_code: MakeMachine) -> None:
     deadline = time.monotonic() + 10
     while not all(words) and time.monotonic() < deadline:
         time.sleep(0.01)
-    words[0] = 1 << 40
-    time.sleep(0.05)
+    while words[0] < 1 << 40 and time.monotonic() < deadline:
+        words[0] = 1 << 40  # which the guest may be in the middle of replacing
+        time.sleep(0.05)
     assert words[0] >= 1 << 40
     assert words[1] > 0
     machine.kill()

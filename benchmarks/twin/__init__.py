@@ -133,6 +133,18 @@ def engine_library() -> Any:
     return loaded
 
 
+@cache
+def tables_library() -> Any:
+    """The plain loop over AArch64's page tables."""
+    target = Path(tempfile.mkdtemp(prefix="rift-twin-")) / "tables.so"
+    compiler = os.environ.get("CC", "gcc")
+    subprocess.run([compiler, *FLAGS, "-shared", "-fPIC", "-o", target, HERE / "tables_aarch64.c"], check=True)
+    loaded = ctypes.CDLL(str(target))
+    loaded.twin_tables_aarch64.argtypes = [ctypes.c_void_p, ctypes.c_uint, ctypes.POINTER(TwinMapping)]
+    loaded.twin_tables_aarch64.restype = None
+    return loaded
+
+
 def function_address(name: str) -> int:
     """Where one of the twin's functions is, for Rift to call."""
     return ctypes.cast(getattr(library(), name), ctypes.c_void_p).value or 0

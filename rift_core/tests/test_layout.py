@@ -44,10 +44,12 @@ def segment(address: int, size: int, permissions: Permission, data: bytes = b"",
     return Segment(Gva(address), size, memoryview(data), permissions, name)
 
 
-def make_plan(*segments: Segment, limits: Limits | None = None, **options: object) -> MachinePlan:
+def make_plan(
+    *segments: Segment, limits: Limits | None = None, isa: PlanningIsa | None = None, **options: object
+) -> MachinePlan:
     binary = Binary(None, "made", "made-up", Gva(segments[0].address), segments)
     threads = [ThreadRequest("main", 0x10000, "supervisor")]
-    return plan(binary, PlanningIsa(), limits or Limits(), threads, **options)  # type: ignore[arg-type]
+    return plan(binary, isa or PlanningIsa(), limits or Limits(), threads, **options)  # type: ignore[arg-type]
 
 
 def test_pages_that_two_segments_share_get_both_permissions() -> None:
@@ -93,6 +95,26 @@ def test_nothing_overlaps_and_everything_is_inside_ram() -> None:
     assert not overlapping(physical)
     assert all(made.ram.physical <= low and high <= made.ram.physical + made.ram.size for low, high in physical)
     assert made.heap.start >= max(high for _, high in physical)
+
+
+@pytest.mark.parametrize(("guest", "host"), [(0x1000, 0x4000), (0x4000, 0x1000), (0x4000, 0x4000)])
+def test_the_larger_of_both_page_sizes_counts(guest: int, host: int) -> None:
+    """Tables with the 16 KiB granule, and hosts whose slots are whole pages of 16 KiB."""
+    file = mmap.mmap(-1, 0x100000)
+    mapped = Segment(Gva(0x40_0000), 0x10_0000, memoryview(file), R, "rodata", mappable=True)
+    made = make_plan(
+        segment(0x200000, 0x1800, R | X, b"x" * 10), segment(0x202000, 0x900, R | W), mapped,
+        limits=Limits(page_size=host), isa=PlanningIsa(page_sizes=(guest, HUGE)),
+    )  # fmt: skip
+    for mapping in made.mappings:
+        assert mapping.virtual % 0x4000 == mapping.physical % 0x4000 == mapping.size % 0x4000 == 0, mapping
+    for region in made.regions:
+        assert region.physical % 0x4000 == region.size % 0x4000 == 0, region.name
+        assert not (region.physical < 0x7000_4000 and 0x7000_0000 < region.physical + region.size)
+    assert not overlapping([(m.virtual, m.end) for m in made.mappings])
+    assert made.heap.start % 0x4000 == len(made.heap) % 0x4000 == 0
+    shared = next(m for m in made.mappings if m.virtual == 0x20_0000)
+    assert shared.permissions == R | W | X, "where segments share a page, their permissions add up"
 
 
 def test_guard_pages_stand_around_every_area() -> None:

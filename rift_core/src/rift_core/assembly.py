@@ -134,7 +134,7 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
     if name != "auto":
         entry = catalog.get("backend", name)
         probe = _probe(entry, config.backend)
-        problem = _unfit(probe, name, isa)
+        problem = _unfit(catalog, probe, name, isa)
         if problem:
             raise PluginUnavailableError(problem)
         return ChosenBackend(entry, config.backend, probe, f"{name}: chosen by the configuration")
@@ -150,7 +150,7 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
             raise PluginNotFoundError(f"RIFT_BACKENDS={','.join(listed)}: {error}") from None
         section = entry.info.config()
         probe = _probe(entry, section)
-        problem = _unfit(probe, name, isa)
+        problem = _unfit(catalog, probe, name, isa)
         if not problem:
             passed = f"; {'; '.join(problems)}" if problems else ""
             return ChosenBackend(
@@ -169,11 +169,14 @@ def _probe(entry: CatalogEntry, section: Section) -> ProbeResult:
     return probe(section)
 
 
-def _unfit(probe: ProbeResult, name: str, isa: str) -> str:
+def _unfit(catalog: Catalog, probe: ProbeResult, name: str, isa: str) -> str:
     if not probe.available:
         return f"{name}: {probe.reason}" + (f" ({probe.remedy})" if probe.remedy else "")
     if probe.isas and isa not in probe.isas:
         return f"{name}: runs {', '.join(probe.isas) or 'nothing'} here, not {isa}"
+    if not catalog.has("binding", f"{name}/{isa}"):
+        bindings = [e.info.name for e in catalog.of_kind("binding") if e.info.name.startswith(f"{name}/")]
+        return f"{name}: no binding {name}/{isa} is installed (there are: {', '.join(bindings) or 'none'})"
     return ""
 
 

@@ -40,6 +40,7 @@ class DebugView:
     :param also: another name, which LLDB takes as well.
     :param role: ``pc``, ``sp``, ``fp``, ``ra``, ``flags``, or ``arg1`` to ``arg8``.
     :param fields: of ``flags``; bits without a name are left out.
+    :param moves: it goes on by itself, such as a clock: it is written only when it is named alone.
     """
 
     feature: str
@@ -51,6 +52,7 @@ class DebugView:
     role: str = ""
     shift: int = 0
     fields: tuple[BitField, ...] = ()
+    moves: bool = False
 
 
 class Place(NamedTuple):

@@ -72,7 +72,8 @@ def _system(name: str, summary: str) -> Register:
     if name == "tpidr_el0":
         return Register(name, 64, "system", summary, DebugView(_TLS, "tpidr", 64, "data_ptr", "system"))
     fields = _FIELDS.get(name, ())
-    view = DebugView(_EL1, name.upper(), 64, "flags" if fields else "int", "system", fields=fields)
+    moves = name in ("cntvct_el0", "cntv_ctl_el0")
+    view = DebugView(_EL1, name.upper(), 64, "flags" if fields else "int", "system", fields=fields, moves=moves)
     return Register(name, 64, "system", summary, view)
 
 

@@ -83,7 +83,7 @@ class Events:
                 inside = min(max(address, watch.address), watch.address + watch.size - 1)
                 return StopEvent("watch", SIGTRAP, pc, inside, watch.access)
         elif pc in self._arranged.hardware:
-            return StopEvent("breakpoint" if pc in self._software else "hardware", SIGTRAP, pc)
+            return self._breakpoint(pc)
         if thread.strange == (what, pc):
             return StopEvent("trap", SIGTRAP, pc, text="a debug exception that nobody has asked for")
         thread.arm(self._arranged)  # it has been taken back meanwhile
@@ -103,14 +103,18 @@ class Events:
         if plan.kind == "step" or (plan.kind == "range" and not plan.first <= pc < plan.last):
             return StopEvent("step", SIGTRAP, pc)
         if pc in self._arranged.hardware:
-            return StopEvent("breakpoint" if pc in self._software else "hardware", SIGTRAP, pc)
+            return self._breakpoint(pc)
         thread.rearm(self._arranged)
         return None
+
+    def _breakpoint(self, pc: int) -> StopEvent:
+        """Told as the kind that the client has asked for, by whatever means it was carried out."""
+        return StopEvent("breakpoint" if pc in self._software else "hardware", SIGTRAP, pc)
 
     def _at_instruction(self, thread: GuestThread, pc: int) -> StopEvent | None:
         """A breakpoint instruction was reached: one of ours, one that was ours a moment ago, or the program's."""
         if pc in self._arranged.patched:
-            return StopEvent("breakpoint", SIGTRAP, pc)
+            return self._breakpoint(pc)
         target = self._target
         instruction = target.debug.breakpoint
         try:

@@ -82,7 +82,7 @@ def _system(name: str, width: int, group: str, summary: str = "") -> Register:
     shown = _DEBUGGERS_NAMES.get(name, name.replace(".", "_"))
     also = name if shown != name and "." not in name else ""
     view = DebugView(
-        _SYSTEM, shown, max(width, 32), "flags" if fields else "int", group="system", also=also, fields=fields
+        _SYSTEM, shown, max(width, 32), "flags" if fields else "int", "system", also, fields=fields, moves=name == "tsc"
     )
     return Register(name, width, group, summary, view)
 

@@ -112,8 +112,10 @@ def search(session: Session, arguments: bytes) -> bytes:
     """For ``find``: where bytes stand first in a range."""
     kind, _, rest = arguments.removeprefix(b":").partition(b":")
     parts = rest.split(b";", 2)
-    if kind != b"memory" or len(parts) != 3:
+    if kind != b"memory":
         return b""
+    if len(parts) != 3:
+        raise PacketError("an address, a size and a pattern are expected", INVALID)
     address, size, pattern = number(parts[0]), number(parts[1]), parts[2]
     if not pattern or size > _MOST_SEARCHED:
         raise PacketError("a pattern, and a range of at most 4 GiB, are expected", INVALID)

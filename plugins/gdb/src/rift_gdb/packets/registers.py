@@ -82,7 +82,7 @@ def write_all(session: Session, arguments: bytes) -> bytes:
     changed = {}
     for row in layout.rows:
         part = data[row.place : row.place + row.size]
-        if image.part(row) not in (None, part):
+        if image.part(row) not in (None, part) and not row.view.moves:
             changed[row] = part
     if changed:
         _write(session, thread, changed)
@@ -131,6 +131,8 @@ def restore_all(session: Session, arguments: bytes) -> bytes:
     if values is None:
         raise PacketError("there is no such state of registers", INVALID)
     now = session.target.image(thread).values
-    session.target.write_registers(thread, {name: v for name, v in values.items() if now.get(name) != v})
+    moving = {row.register.name for row in session.target.layout.rows if row.view.moves}
+    changed = {name: v for name, v in values.items() if now.get(name) != v and name not in moving}
+    session.target.write_registers(thread, changed)
     session.show_images()
     return b"OK"

@@ -1,0 +1,172 @@
+"""Fixtures of the debugger's tests: the payload, machines under a server, and clients."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rift_core import Machine, Stop, open_machine
+from rift_core.assembly import host_isa
+from rift_core.build import BuildError, build
+from rift_core.catalog import Catalog
+from rift_core.testing.tools import require_backend, require_compiler, require_tool, session
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for gdb_rsp: importlib mode does not do it
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gdb_rsp import Client
+
+    from rift_core.thread import Thread
+    from rift_gdb.server import Server
+
+SOURCE = HERE / "payload.c"
+MACHINES = [("kvm", host_isa()), ("emulator", "x86_64"), ("emulator", "aarch64")]
+SECONDS = 20.0
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``built(isa)``: the payload, made once."""
+    folder = tmp_path_factory.mktemp("payload")
+    made: dict[tuple[str, bool], Path] = {}
+
+    def make(isa: str, *, pie: bool = False) -> Path:
+        if (isa, pie) not in made:
+            require_compiler()
+            output = folder / f"payload-{isa}{'-pie' if pie else ''}.elf"
+            try:
+                build(SOURCE, output, isa, optimize="1", pie=pie)
+            except BuildError as error:
+                session().skip(f"no compiler makes {isa} code here: {str(error).splitlines()[0]}")
+            made[isa, pie] = output
+        return made[isa, pie]
+
+    return make
+
+
+@dataclass
+class Debugged:
+    """A machine with a server, and its clients."""
+
+    machine: Machine
+    server: Server
+    isa: str
+    clients: list[Client] = field(default_factory=list)
+
+    def start(self, *arguments: int) -> Thread:
+        """Start all threads; the first one."""
+        for position, thread in enumerate(self.machine.threads):
+            thread.start(*(arguments if position == 0 else ()))
+        return self.machine.threads[0]
+
+    def connect(self, **options: Any) -> Client:
+        """One more client, which has been told why the machine stands."""
+        from gdb_rsp import Client
+
+        client = Client(self.server.address, **options)
+        self.clients.append(client)
+        return client
+
+    def begin(self, *arguments: int) -> Client:
+        """Start all threads, which wait at their entry, and connect; the answer to ``?`` has been seen."""
+        self.start(*arguments)
+        client = self.connect()
+        client.stop("?")
+        return client
+
+    def join(self) -> Stop:
+        """How the first thread has ended."""
+        return self.machine.threads[0].join(SECONDS)
+
+    def at(self, symbol: str) -> int:
+        """Its address."""
+        return self.machine.symbol(symbol).address
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Numbers of the registers that have a role, and of all others by name."""
+        from rift_gdb.registers import Layout
+
+        layout = Layout(self.machine.isa, [register.name for register in self.machine.isa.registers])
+        found = {row.view.name: row.number for row in layout.rows}
+        found.update({row.view.role: row.number for row in layout.rows if row.view.role})
+        return found
+
+    def pc(self, stop: dict[str, Any]) -> int:
+        """Where a stop reply says the thread stands."""
+        return int.from_bytes(bytes.fromhex(stop[f"{self.numbers['pc']:02x}"]), "little")
+
+
+@pytest.fixture(params=MACHINES, ids=[f"{backend}-{isa}" for backend, isa in MACHINES])
+def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A backend and an ISA that work here."""
+    backend, isa = request.param
+    require_backend(backend)
+    if not Catalog.installed().has("binding", f"{backend}/{isa}"):
+        session().skip(f"backend {backend} has no binding for {isa}")
+    return backend, isa
+
+
+@pytest.fixture
+def debug(kind: tuple[str, str], built: Callable[..., Path]) -> Iterator[Callable[..., Debugged]]:
+    """``debug(entry, ..., privilege=, wait=, ...)``: a machine with a thread for each entry."""
+    backend, isa = kind
+    made: list[Debugged] = []
+
+    def make(
+        *entries: str, privilege: str = "supervisor", pie: bool = False, sections: Any = None, **settings: Any
+    ) -> Debugged:
+        options = {"listen": "0", "wait": True, **settings}
+        configuration = {
+            "binary": {"path": str(built(isa, pie=pie))},
+            "backend": backend,
+            "threads": [{"name": entry, "entry": entry, "privilege": privilege} for entry in entries],
+            "debug": options,
+            **(sections or {}),
+        }
+        machine = open_machine(configuration)
+        made.append(Debugged(machine, machine.debug(), isa))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for client in each.clients:
+            client.close()
+        each.machine.close()
+
+
+@pytest.fixture(params=["system", "pypi"])
+def gdb(request: pytest.FixtureRequest) -> str:
+    """A GDB: the distribution's, then PyPI's."""
+    return find_debugger("gdb", request.param)
+
+
+@pytest.fixture(params=["system", "pypi"])
+def lldb(request: pytest.FixtureRequest) -> str:
+    """An LLDB: the distribution's, then PyPI's."""
+    return find_debugger("lldb", request.param)
+
+
+def find_debugger(name: str, origin: str) -> str:
+    """Path of a debugger; a skip, or a failure where something is required, without it."""
+    own = Path(sys.executable).parent / name
+    if origin == "pypi":
+        if own.exists():
+            return str(own)
+        sentence = f"{name}-for-pwndbg is not installed"
+        if session().required:
+            pytest.fail(f"--rift-require: {sentence}: pip install -r requirements-dev.txt", pytrace=False)
+        session().skip(sentence, "pip install -r requirements-dev.txt")
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != own.parent]
+    found = shutil.which(name, path=os.pathsep.join(folders))
+    return found if found is not None else require_tool(f"{name} of the distribution", package=name)
