@@ -1,7 +1,8 @@
-"""Files that clang and LLVM's linker for Mach-O make, of every version that is here."""
+"""Files that clang and LLVM's linker for Mach-O make, of its oldest and newest version that is here."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
@@ -48,9 +49,10 @@ ISAS = {"x86_64": "x86_64", "arm64": "aarch64"}
 
 
 def linkers() -> list[str]:
-    """``ld64.lld``, and with a version behind it, as Debian calls it."""
-    names = {p.name for folder in ("/usr/bin", "/usr/local/bin") for p in Path(folder).glob("ld64.lld-*")}
-    return sorted({*names, *(name for name in ("ld64.lld",) if shutil.which(name))})
+    """The oldest and the newest: ``ld64.lld``, and with a version behind it, as Debian calls it."""
+    names = {path.name for folder in os.get_exec_path() for path in Path(folder).glob("ld64.lld*")}
+    ordered = sorted(names, key=lambda name: (len(name), name))
+    return sorted({*ordered[:1], *ordered[-1:]})
 
 
 def version(linker: str) -> int:
