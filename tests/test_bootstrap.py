@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rift_core.testing.tools import require_tool
+
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("sh", "dirname", "find", "touch", "printf", "rm")
 
@@ -72,8 +74,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    if shutil.which("sh") is None:
-        pytest.skip("there is no sh")
+    require_tool("sh")
     return Machine(tmp_path)
 
 

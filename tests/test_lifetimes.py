@@ -14,18 +14,16 @@ from pathlib import Path
 import pytest
 from machine_code import CODE, ISA, NAMES
 
-from rift_core import ForkedMachineError, Machine, PluginUnavailableError, StateError, open_machine
+from rift_core import ForkedMachineError, Machine, StateError, open_machine
 from rift_core.testing.leaks import no_leaks
+from rift_core.testing.tools import require_machine
 
 ADD, SPIN = CODE["add"], CODE["spin"]
 
 
 def open_code(code: bytes) -> Machine:
     """A machine that nothing but the caller refers to, or a skip that says why there is none."""
-    try:
-        return open_machine(code=code, isa=ISA)
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
+    return require_machine(lambda: open_machine(code=code, isa=ISA))
 
 
 def open_spinning() -> Machine:
