@@ -20,7 +20,6 @@ from rift_core import (
     ForkedMachineError,
     GuestFaultError,
     Machine,
-    PluginUnavailableError,
     RiftError,
     StateError,
     open_machine,
