@@ -20,7 +20,6 @@ from rift_core import (
     ForkedMachineError,
     GuestFaultError,
     Machine,
-    PluginUnavailableError,
     RiftError,
     StateError,
     open_machine,
@@ -36,10 +35,7 @@ ADD, SPIN = CODE["add"], CODE["spin"]
 
 def open_code(code: bytes) -> Machine:
     """A machine that nothing but the caller refers to, or a skip that says why there is none."""
-    try:
-        return open_machine(code=code, isa=ISA)
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
+    return require_machine(lambda: open_machine(code=code, isa=ISA))
 
 
 def open_spinning() -> Machine:
