@@ -23,7 +23,8 @@ GIB = 1 << 30
 TABLES = 0x30_0000
 READ_WRITE = Permission.READ | Permission.WRITE
 AARCH64_READ_WRITE = 0b11 | 3 << 8 | 1 << 10 | 1 << 11 | 1 << 53 | 1 << 54
-"""Valid page, inner shareable, accessed, not global, PXN, UXN (Arm ARM, D8.3): what a data page's entry holds."""
+"""What a data page's entry holds: valid page, inner shareable, accessed, not global, PXN, UXN (Arm ARM, "Translation
+table descriptor formats")."""
 
 
 def _measure(name: str, isa_name: str, features: CpuFeatures, bare: Callable[[HostMemory], None], pairs: int) -> Result:

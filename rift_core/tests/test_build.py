@@ -12,6 +12,7 @@ import pytest
 
 from rift_core.build import BuildError, BuildResult, Target, build, command_line, find_compiler, isa_sources
 from rift_core.errors import PluginNotFoundError
+from rift_core.testing.tools import require_payload_compiler
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 FOLDERS = {isa: PLUGINS / isa / "src" / f"rift_{isa}" / "guest" for isa in ("x86_64", "aarch64")}
@@ -37,10 +38,7 @@ class Build:
 def make(request: pytest.FixtureRequest) -> Build:
     """Each ISA with each compiler that is here."""
     result = Build(*request.param)
-    try:
-        find_compiler(result.target, result.compiler)
-    except BuildError as error:
-        pytest.skip(str(error))
+    require_payload_compiler(*request.param)
     return result
 
 

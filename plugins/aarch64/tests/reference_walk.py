@@ -1,6 +1,6 @@
 """Translation as the manual writes it, a second time and by itself: from TCR_EL1, TTBRn_EL1 and bytes of memory.
 
-Arm ARM, D8.2 "Translation process" and D8.4 "Memory access control"; only what a guest of Rift can meet: stage 1 of
+Arm ARM, "Translation process" and "Memory access control"; only what a guest of Rift can meet: stage 1 of
 EL1 and EL0, 4 KiB and 16 KiB granules, no FEAT_LPA2.
 """
 

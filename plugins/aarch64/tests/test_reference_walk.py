@@ -149,7 +149,7 @@ def test_edits_are_what_the_cpu_sees(make: Any, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_a_contiguous_hint_tells_the_truth(make: Any, contiguous: bool, data: st.DataObject) -> None:
     """Every entry of an aligned run has the hint or none has; with it, addresses follow one another and all else is
-    equal. Arm ARM, D8.7.1."""
+    equal. Arm ARM, "The Contiguous bit"."""
     machine = make()
     isa, tables = machine.guest.isa, machine.space.tables
     mapping: Mapping = data.draw(mapping_strategy(isa))

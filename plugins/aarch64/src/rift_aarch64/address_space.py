@@ -61,7 +61,8 @@ class PageTables(NativePageTables):
         return paging.tables_needed(self._geometry, mappings)
 
     def wants_pause(self, virtual: Gva, size: int) -> bool:
-        """Whether editing the range would cut a large page, or a run with the contiguous hint (Arm ARM, D8.14.1)."""
+        """Whether editing the range would cut a large page, or a run with the contiguous hint (Arm ARM,
+        "Using break-before-make when updating translation table entries")."""
         if virtual % self._geometry.page or not 0 <= virtual <= virtual + size <= 1 << 64:
             return False
         with self._lock:

@@ -6,8 +6,8 @@ bytes with what an assembler makes of :data:`SOURCE`.
 
 Supervisor page (read, execute):
 
-- 16 exception vectors of 128 bytes (Arm ARM, D1.3.1). Each tells the host by one store to the doorbell's FAULT
-  register; the host knows by PC which one it is. Should the host let the guest go on, X30 is put back and ERET
+- 16 exception vectors of 128 bytes (Arm ARM, "Exception vectors"). Each tells the host by one store to the doorbell's
+  FAULT register; the host knows by PC which one it is. Should the host let the guest go on, X30 is put back and ERET
   tries again. The vector for synchronous exceptions of EL0 sends SVC to USER_CALL instead;
 - the return stub, which stores X0, the result, to RETURN: the return address of every function started here.
 

@@ -1,6 +1,6 @@
 """How a guest thread starts: EL1h or EL0, MMU and caches on, floating point and vectors usable.
 
-Arm ARM, chapter D19 for the registers; AAPCS64 for the state that compiled code expects.
+Arm ARM, "AArch64 System Register Descriptions"; AAPCS64 for the state that compiled code expects.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The arithmetic of AArch64 paging: geometry, entry flags, memory types, how many tables a set of mappings takes.
 
-Arm ARM, chapter D8; the identification registers, chapter D19.
+Arm ARM, "The AArch64 Virtual Memory System Architecture"; ID_AA64MMFR0_EL1 and ID_AA64MMFR1_EL1.
 """
 
 from __future__ import annotations

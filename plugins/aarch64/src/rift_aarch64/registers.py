@@ -1,6 +1,7 @@
 """The register table: the only place where the registers of this ISA are listed.
 
-Names are the manual's, lower case (Arm ARM, chapter D19); the bindings of all backends use the same names.
+Names are the manual's, lower case (Arm ARM, "AArch64 System Register Descriptions"); the bindings of all backends use
+the same names.
 ``pstate`` has the layout of SPSR_EL1. ``sp`` is the stack pointer in use: SP_EL0, or SP_EL1 where PSTATE says EL1h.
 A batch that writes ``pstate`` as well means the one of the new ``pstate``; ``sp_el0`` and ``sp_el1`` name them plainly.
 

@@ -1,7 +1,7 @@
 """A payload's exception vectors: VBAR_EL1 points at them as they are.
 
 ``rift_vectors`` is the guest runtime's table, ``interrupt_table`` what payloads of the original library bring. Any
-other symbol will do: 16 entries of 128 bytes, at a multiple of 2 KiB (Arm ARM, D1.3.1 and VBAR_EL1).
+other symbol will do: 16 entries of 128 bytes, at a multiple of 2 KiB (Arm ARM, "Exception vectors", VBAR_EL1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-/* Page tables as the guest itself sees and edits them (Arm ARM, D8). Supervisor mode only. Both halves of the address
+/* Page tables as the guest itself sees and edits them (Arm ARM, "The AArch64 Virtual Memory System
+ * Architecture"). Supervisor mode only. Both halves of the address
  * space, 4 KiB and 16 KiB granules, whatever TCR_EL1 says. */
 #include "rift_internal.h"
 
@@ -44,7 +45,7 @@ RIFT_RUNTIME(walk) static unsigned level_shift(const struct half *half, unsigned
     return half->page_bits + (half->page_bits - 3) * (LAST_LEVEL - level);
 }
 
-/* The level of the root: as many as the address bits need (D8.2). */
+/* The level of the root: as many as the address bits need. */
 RIFT_RUNTIME(walk) static unsigned first_level(const struct half *half) {
     return LAST_LEVEL - (half->address_bits - half->page_bits - 1) / (half->page_bits - 3);
 }
@@ -157,7 +158,7 @@ RIFT_RUNTIME(map_page) int rift_map_page(uintptr_t address, uint64_t physical, i
     if (before & RIFT_PTE_VALID) {
         if (before & RIFT_PTE_CONTIGUOUS)
             return -1;
-        rift_atomic_store(entry, 0); /* break before make (D8.14.1) */
+        rift_atomic_store(entry, 0); /* break before make */
         rift_flush_tlb(address);
     }
     const uint64_t page_mask = (1ull << half.page_bits) - 1;

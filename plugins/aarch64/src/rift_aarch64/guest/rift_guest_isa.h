@@ -41,7 +41,7 @@ enum rift_vector {
 #define RIFT_ABORT_WRITE (1u << 6)
 #define RIFT_ABORT_CACHE_MAINTENANCE (1u << 8)
 
-/* Bits of a descriptor (D8.3). */
+/* Bits of a descriptor ("Translation table descriptor formats"). */
 #define RIFT_PTE_VALID (1ull << 0)
 #define RIFT_PTE_TABLE (1ull << 1) /* a table; in the last level, a page */
 #define RIFT_PTE_USER (1ull << 6)

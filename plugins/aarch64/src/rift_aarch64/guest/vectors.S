@@ -1,14 +1,13 @@
-/* rift_vectors: 16 entries of 128 bytes (Arm ARM, D1.3.1), to which the host points VBAR_EL1. Each stores the
- * interrupted registers in a struct rift_frame on the stack of EL1h and asks rift_exception_dispatch().
+/* rift_vectors: 16 entries of 128 bytes (Arm ARM, "Exception vectors"), to which the host points VBAR_EL1. Each stores
+ * the interrupted registers in a struct rift_frame on the stack of EL1h and asks rift_exception_dispatch().
  *
  * If that handles it, the registers of the frame go back and ERET continues. If not, they go back as well, and the
  * entry's last part tells the host by one store to the doorbell. The host finds every register as it was, but X30 in
  * TPIDR_EL1; by PC it knows which entry it is, from ELR_EL1, SPSR_EL1, ESR_EL1 and FAR_EL1 what happened. A system call
  * of EL0 goes to the host as such, at once.
  *
- * Before anything is stored there, the stack is looked at (misaligned, or AT says that it cannot be written): an exception
- * without a stack is reported at once. So PAR_EL1 is not preserved, and TPIDR_EL1 is the vectors' own. */
-#include "rift_assembler.h"
+ * Before anything is stored there, the stack is looked at (misaligned, or AT says that it cannot be written): an
+ * exception without a stack is reported at once. So PAR_EL1 is not preserved, and TPIDR_EL1 is the vectors' own. */
 #include "rift_doorbell.h"
 
 /* struct rift_frame */
@@ -211,5 +210,8 @@ resume:
     mrs x30, tpidr_el1
     eret
     RIFT_END(common_0)
+
+    RIFT_GLOBAL(rift_vectors_end)
+RIFT_C(rift_vectors_end): /* debuggers step over exceptions: between the two symbols they do not stop */
 
     RIFT_END_OF_FILE

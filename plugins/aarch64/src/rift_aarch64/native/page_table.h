@@ -1,5 +1,5 @@
 /* Page tables of one AArch64 address space in guest memory: stage 1 of EL1 and EL0, 48-bit addresses in either half,
- * 4 KiB granule (4 KiB, 2 MiB, 1 GiB) or 16 KiB granule (16 KiB, 32 MiB). Arm ARM, chapter D8, "The AArch64
+ * 4 KiB granule (4 KiB, 2 MiB, 1 GiB) or 16 KiB granule (16 KiB, 32 MiB). Arm ARM, "The AArch64
  * Virtual Memory System Architecture".
  *
  * The lower half's table (TTBR0) is the first page that the builder is given, the upper half's (TTBR1) the second.
@@ -34,8 +34,8 @@ struct rift_aarch64_geometry {
     uint32_t reserved;
 };
 
-/* A run of pages. `flags` are the bits of a level 3 descriptor without its address (valid, page, AttrIndx, AP, SH, AF, nG,
- * DBM, PXN, UXN). */
+/* A run of pages. `flags` are the bits of a level 3 descriptor without its address (valid, page, AttrIndx, AP, SH, AF,
+ * nG, DBM, PXN, UXN). */
 struct rift_aarch64_mapping {
     uint64_t linear, physical, size, flags;
     uint64_t largest_page; /* bytes */
@@ -104,7 +104,8 @@ void rift_aarch64_tables_walk(const struct rift_aarch64_tables *tables, uint64_t
 
 /* Lists the mapped pages of the range, at most `capacity` of them; `*next` is where to go on, or `linear + size`
  * when all are listed; `capacity` is at least that of a contiguous run, 128. A page counts when any of it lies in the
- * range. On request clears what the CPU can set again: where it does not keep a bit, the answer stays "may have been". */
+ * range. On request clears what the CPU can set again: where it does not keep a bit, the answer stays "may have
+ * been". */
 int rift_aarch64_tables_accessed(struct rift_aarch64_tables *tables, uint64_t linear, uint64_t size, int clear,
                                  struct rift_aarch64_page *pages, size_t capacity, size_t *count, uint64_t *next,
                                  uint64_t *where, struct rift_error *error);

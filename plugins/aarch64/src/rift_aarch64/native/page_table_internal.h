@@ -11,7 +11,7 @@
 #define ADDRESS_BITS 48
 #define LINEAR_MASK (((uint64_t)1 << (ADDRESS_BITS + 1)) - 1)
 
-/* Descriptor bits: Arm ARM, D8.3, "VMSAv8-64 translation table format descriptors". */
+/* Descriptor bits: Arm ARM, "Translation table descriptor formats". */
 #define ENTRY_VALID ((uint64_t)1 << 0)
 #define ENTRY_TABLE ((uint64_t)1 << 1) /* a table; at level 3, a page */
 #define ENTRY_USER ((uint64_t)1 << 6)  /* AP[1] */
@@ -62,7 +62,7 @@ static inline size_t level_index(const struct rift_aarch64_tables *tables, uint6
     return (size_t)(linear >> level_shift(tables, level)) & (level_entries(tables, level) - 1);
 }
 
-/* Entries that one contiguous hint joins (Arm ARM, D8.7.1); 0 where there are none. */
+/* Entries that one contiguous hint joins (Arm ARM, "The Contiguous bit"); 0 where there are none. */
 static inline size_t contiguous_entries(const struct rift_aarch64_tables *tables, int level) {
     if (tables->geometry.page_bits == 12)
         return level >= 1 ? 16 : 0;
