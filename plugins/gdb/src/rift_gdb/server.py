@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from rift_core.errors import ConfigError
+from rift_core.errors import ConfigError, RiftError
 from rift_gdb.address import Address, parse_address
 from rift_gdb.connection import ClientGoneError, Connection, Event
 from rift_gdb.errors import PacketError
@@ -171,6 +171,8 @@ class Server:
             self._converse(session)
         except ClientGoneError as gone:
             LOG.info("the debugger has gone: %s", gone)
+        except Exception:  # a bug: the guest is let go as if the client had gone, and the next one can come
+            LOG.exception("the debugger's session has failed")
         finally:
             self._session = None
             self._leave(session)
@@ -246,7 +248,12 @@ class Server:
 
     def _tell(self, session: Session) -> None:
         """Tell the client of a stop, if there is one."""
-        found = self.target.collect()
+        try:
+            found = self.target.collect()
+        except (PacketError, RiftError) as error:
+            session.say(f"rift: the guest cannot go on as it should: {error}\n")
+            self.target.interrupt()
+            found = self.target.collect()
         if found is None:
             return
         session.awaiting = False
