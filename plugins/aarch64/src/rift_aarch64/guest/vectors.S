@@ -8,6 +8,7 @@
  *
  * Before anything is stored there, the stack is looked at (misaligned, or AT says that it cannot be written): an
  * exception without a stack is reported at once. So PAR_EL1 is not preserved, and TPIDR_EL1 is the vectors' own. */
+#include "rift_assembler.h"
 #include "rift_doorbell.h"
 
 /* struct rift_frame */
