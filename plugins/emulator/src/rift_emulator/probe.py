@@ -43,7 +43,7 @@ _EVERYWHERE = frozenset(
 )
 """``parallel_vcpus`` is absent: the vCPUs of a machine run one at a time."""
 
-CAPABILITIES = {
+CAPABILITIES_OF = {
     "x86_64": _EVERYWHERE
     | {
         "breakpoint_vector",
@@ -114,7 +114,7 @@ _lock = threading.Lock()
 
 def capabilities_of(config: EmulatorConfig, isa: str) -> frozenset[str]:
     """What a VM of this configuration can do."""
-    having = CAPABILITIES.get(isa, _EVERYWHERE)
+    having = CAPABILITIES_OF.get(isa, _EVERYWHERE)
     return having if config.system_register_exits else having - {"user_msr_exit"}
 
 
