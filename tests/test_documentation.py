@@ -173,19 +173,28 @@ def _spell_out(match: re.Match[str]) -> str:
 
 
 def declared_capabilities() -> dict[str, str]:
-    """Names in constants called ``...CAPABILITIES`` of any plugin, and where."""
+    """Names in constants called ``...CAPABILITIES`` of any plugin, and where: sets, experiments, sets by ISA."""
     found = {}
     for path in [*ROOT.glob("plugins/*/src/**/*.py"), *ROOT.glob("rift_core/src/rift_core/testing/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             named = any(isinstance(t, ast.Name) and t.id.endswith("CAPABILITIES") for t in targets)
             if named and isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                value = node.value
-                parts = value.keys if isinstance(value, ast.Dict) else ast.walk(value)
-                for part in parts:
-                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                        found[part.value] = path.relative_to(ROOT).as_posix()
+                for name in _names(node.value):
+                    found[name] = path.relative_to(ROOT).as_posix()
     return found
+
+
+def _names(value: ast.expr) -> list[str]:
+    if isinstance(value, ast.Dict):
+        keys = [key.value for key in value.keys if isinstance(key, ast.Constant)]
+        if not ISAS & set(keys):
+            return [key for key in keys if isinstance(key, str)]
+        return [name for inner in value.values for name in _names(inner)]
+    return [part.value for part in ast.walk(value) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+
+
+ISAS = {"x86_64", "aarch64"}
 
 
 def test_every_capability_is_documented() -> None:
