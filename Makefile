@@ -4,9 +4,13 @@
 # make reference  rewrite the parts of docs/ that are made from the code
 # make native  rebuild the C parts in place
 # make lint    ruff and mypy only
+# make sanitize  the suites with every native piece under AddressSanitizer and UndefinedBehaviorSanitizer
+# make lab-svm, make lab-aarch64   what a backend is judged by, in an emulated machine of that kind (docs/lab.md)
+# make lab-ci  the part of both that CI runs
+# make lab-all every test in both
 # make clean   remove what the others made
 
-.PHONY: demo test bench reference native lint clean dev
+.PHONY: demo test bench reference native lint clean dev sanitize lab-svm lab-aarch64 lab-ci lab-all
 PYTEST_ARGS ?=
 
 demo:
@@ -28,8 +32,21 @@ lint: dev
 bench: dev
 	.venv/bin/python -m benchmarks
 
+sanitize: dev
+	.venv/bin/python tools/sanitize.py -q
+
 reference: dev
 	.venv/bin/python tools/reference.py
+
+lab-svm lab-aarch64: dev
+	tests/lab/suite $(@:lab-%=%) suites $(PYTEST_ARGS)
+
+lab-ci: dev
+	tests/lab/ci $(PYTEST_ARGS)
+
+lab-all: dev
+	tests/lab/suite svm all $(PYTEST_ARGS)
+	tests/lab/suite aarch64 all $(PYTEST_ARGS)
 
 native: dev
 	for plugin in plugins/*/setup.py; do \

@@ -22,6 +22,7 @@ X86_64 = {
     "doorbell": bytes.fromhex("893c2500010070c3"),  # mov [0x70000100], edi; ret
     "flood": bytes.fromhex("893c2500010070ebf7"),  # mov [0x70000100], edi; jmp back
     "recurse": bytes.fromhex("e8fbffffff"),  # call $
+    "print": bytes.fromhex("c7042508000070 78000000 c3"),  # mov dword [0x70000008], 'x'; ret
     "five": bytes.fromhex("b805000000c3"),  # mov eax, 5; ret
     "six": bytes.fromhex("b806000000c3"),
     "seven": bytes.fromhex("b807000000c3"),
@@ -50,6 +51,7 @@ AARCH64 = {
     "doorbell": _arm(_DOORBELL, 0xB901_0020, _RET),  # str w0, [x1, 0x100]
     "flood": _arm(_DOORBELL, 0xB901_0020, 0x17FF_FFFF),  # str w0, [x1, 0x100]; b back
     "recurse": _arm(0xA9BF_7BFD, 0x97FF_FFFF),  # stp x29, x30, [sp, -16]!; bl back
+    "print": _arm(_DOORBELL, 0x5280_0F00, 0xB900_0820, _RET),  # mov w0, 'x'; str w0, [x1, 8]
     "five": _arm(0x5280_00A0, _RET),  # mov w0, 5
     "six": _arm(0x5280_00C0, _RET),
     "seven": _arm(0x5280_00E0, _RET),

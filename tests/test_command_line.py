@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from machine_code import CODE, ISA, NAMES
 
 from rift_core import open_machine
 from rift_core.cli import status_of
@@ -64,7 +65,7 @@ def rift(folder: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple
 def guests(rift: Rift) -> Rift:
     """:func:`rift`, where sources can be built and guests can run."""
     require_compiler()
-    require_machine(lambda: open_machine(code=b"\xf4", isa="x86_64")).close()
+    require_machine(lambda: open_machine(code=CODE["halt"], isa=ISA)).close()
     return rift
 
 
@@ -110,17 +111,11 @@ def test_other_limits_and_faults(guests: Rift) -> None:
     assert "exits a second" in errors
     status, _, errors = guests("run", "fault.c", "--", "0xdead0000")
     assert status == 125
-    for part in (
-        "#PF page fault",
-        "<main",
-        "0xdead0000: not mapped",
-        "a read in supervisor mode",
-        "rdi 00000000dead0000",
-    ):
+    for part in (NAMES.abort, "<main", "0xdead0000: not mapped", "supervisor mode", f"{NAMES.first} 00000000dead0000"):
         assert part in errors
     status, _, errors = guests("run", "fault.c", "--privilege", "user", "--", "0xdead0000")
     assert status == 125
-    assert "a read in user mode" in errors
+    assert "user mode" in errors
 
 
 @pytest.mark.parametrize("source", ["spin.c", "flood.c"])
@@ -293,7 +288,7 @@ def test_check_shows_the_plan(rift: Rift) -> None:
     require_compiler()
     status, output, _ = rift("check", "rift.toml")
     assert status == 0
-    for part in ("x86_64", "thread", "main: supervisor", "doorbell", "main/stack", "tables", "0x70000000", "r-x"):
+    for part in (ISA, "thread", "main: supervisor", "doorbell", "main/stack", "tables", "0x70000000", "r-x"):
         assert part in output
     plan = json.loads(rift("check", "rift.toml", "--json")[1])
     assert [thread["name"] for thread in plan["threads"]] == ["main"]
@@ -305,7 +300,9 @@ def test_addresses_are_not_cut_off_where_nobody_watches(rift: Rift, monkeypatch:
     monkeypatch.setenv("COLUMNS", "20")
     output = rift("check", "rift.toml")[1]
     assert "\u2026" not in output
-    assert any(line.split()[0].startswith("0x600000") and len(line.split()) >= 7 for line in output.splitlines())
+    rows = [line.split() for line in output.splitlines() if line.startswith("0x600000")]
+    assert rows
+    assert all(len(row) >= 6 for row in rows)
 
 
 def test_inspect_shows_segments_symbols_and_the_address_space(rift: Rift) -> None:
@@ -313,7 +310,7 @@ def test_inspect_shows_segments_symbols_and_the_address_space(rift: Rift) -> Non
     rift("build", "status.c", "-o", "payload")
     status, output, _ = rift("inspect", "payload", "--symbols", "100")
     assert status == 0
-    for part in ("elf64", "x86_64", "text", "r-x", "main", "other", "pages"):
+    for part in ("elf64", ISA, "text", "r-x", "main", "other", "pages"):
         assert part in output
     file = json.loads(rift("inspect", "payload", "--json")[1])
     assert {"main", "other"} <= {symbol["name"] for symbol in file["symbols"]}
@@ -327,7 +324,7 @@ def test_plugins_doctor_and_schema(rift: Rift) -> None:
     status, output, _ = rift("doctor", "--json")
     report = json.loads(output)
     assert status == (0 if report["usable"] else 1)
-    assert all(check["status"] in ("pass", "warn", "fail") for check in report["checks"])
+    assert {check["status"] for check in report["checks"]} <= {"pass", "warn", "fail", "n/a"}
     assert rift("doctor")[0] == status
     assert json.loads(rift("schema")[1])["title"] == "rift.toml"
 

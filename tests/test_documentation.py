@@ -17,7 +17,7 @@ from rift_core.capabilities import CAPABILITIES, unknown
 from rift_core.catalog import Catalog
 from rift_core.machine import Machine, MachineSymbol, open_machine
 from rift_core.sharing import Share
-from rift_core.testing.tools import require_compiler, require_machine
+from rift_core.testing.tools import require_compiler, require_machine, require_module, skip_here
 from rift_core.thread import Thread
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def test_programs_of_a_page(page: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("example", [name for name in EXAMPLES if name != "third_party_handler"])
 def test_sessions_of_an_example(example: str, tmp_path: Path) -> None:
     if example == "threads":
-        pytest.importorskip("numpy", reason="numpy is not installed: install the package numpy")
+        require_module("numpy")
     folder = Path(shutil.copytree(ROOT / "examples" / example, tmp_path / example))
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert check_sessions(text, folder, numbers=True) > 0
@@ -126,7 +126,7 @@ def test_python_on_a_page_is_valid(path: Path) -> None:
 @pytest.mark.parametrize("page", reference.PAGES)
 def test_parts_that_are_made_from_the_code(page: str) -> None:
     if any(entry.distribution not in WORKSPACE for entry in Catalog.installed()):
-        pytest.skip("plugins from elsewhere are installed, which the pages do not describe")
+        skip_here("plugins from elsewhere are installed, which the pages do not describe")
     made, stands = reference.page_of(ROOT / page), (ROOT / page).read_text(encoding="utf-8")
     assert made == stands, f"{page} is out of date: run  make reference"
 

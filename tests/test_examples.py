@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core import load_config, open_machine
-from rift_core.build import BuildError, Target, find_compiler, isa_sources
 from rift_core.testing.guests import guests_for
-from rift_core.testing.tools import require_compiler, require_isa, require_machine
+from rift_core.testing.tools import (
+    require_compiler,
+    require_isa,
+    require_machine,
+    require_module,
+    require_payload_compiler,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,11 +32,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each ISA; the examples' configurations name none, so that the environment's counts."""
     name: str = request.param
     require_isa(name)
-    try:
-        find_compiler(Target.read(name, isa_sources(name)))
-    except BuildError as error:
-        require_compiler()
-        pytest.skip(str(error))
+    require_payload_compiler(name)
     monkeypatch.setenv("RIFT_ISA__NAME", name)
     return name
 
@@ -58,11 +59,7 @@ def run_module(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("example", ["hello"], indirect=True)
 def test_hello(example: Path, compiler: str, isa: str) -> None:
-    require_compiler(compiler)
-    try:
-        find_compiler(Target.read(isa, isa_sources(isa)), compiler)
-    except BuildError as error:
-        pytest.skip(str(error))
+    require_payload_compiler(isa, compiler)
     config = load_config(example / "rift.toml", overrides={"binary.compiler": compiler})
     console = io.StringIO()
     with require_machine(lambda: open_machine(config, console=console)) as machine:
@@ -116,7 +113,7 @@ def test_sandbox(example: Path, isa: str, monkeypatch: pytest.MonkeyPatch, capfd
 
 @pytest.mark.parametrize("example", ["threads"], indirect=True)
 def test_threads(example: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("numpy", reason="numpy is not installed: install the package numpy")
+    require_module("numpy")
     assert run_module(example, monkeypatch) == 0
     text = capfd.readouterr().out
     assert "add up to 2000, as they should: True" in text

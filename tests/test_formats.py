@@ -58,8 +58,17 @@ def frameworks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def framework(isa: str) -> Path | None:
         build = module_of(STAND_IN, "rift_stand_in_build")
-        sources = {"x86_64": getattr(build, "X86_64", None)}.get(isa)
-        return build.build(folder, isa, sources) if sources else None
+        sources = getattr(build, {"x86_64": "X86_64", "aarch64": "ARM64"}[isa], None)
+        if sources is None:
+            return None
+        flags: tuple[str, ...] = ()
+        if isa == "aarch64":
+            unicorn = importlib.util.find_spec("unicorn")
+            if unicorn is None or unicorn.origin is None:
+                return None
+            flags = build.unicorn_flags(Path(unicorn.origin).parent)
+        path: Path = build.build(folder, isa, sources, flags)
+        return path
 
     return framework
 

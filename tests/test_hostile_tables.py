@@ -11,11 +11,12 @@ import pytest
 from machine_code import ISA
 
 from rift_core import GuestError, Machine, RiftError
+from rift_core.testing.tools import only_where
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.skipif(ISA != "x86_64", reason="the tables are those of x86-64")
+pytestmark = only_where(ISA == "x86_64", "the tables are those of x86-64")
 
 SECONDS = 1.0
 """No single question to the host may take longer, whatever the tables say."""

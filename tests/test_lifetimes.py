@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import subprocess
 import sys
@@ -10,22 +11,31 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from machine_code import CODE, ISA, NAMES
 
-from rift_core import ForkedMachineError, Machine, PluginUnavailableError, StateError, open_machine
+from rift_core import (
+    ForkedMachineError,
+    GuestFaultError,
+    Machine,
+    RiftError,
+    StateError,
+    open_machine,
+)
 from rift_core.testing.leaks import no_leaks
+from rift_core.testing.tools import require_machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ADD, SPIN = CODE["add"], CODE["spin"]
 
 
 def open_code(code: bytes) -> Machine:
     """A machine that nothing but the caller refers to, or a skip that says why there is none."""
-    try:
-        return open_machine(code=code, isa=ISA)
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
+    return require_machine(lambda: open_machine(code=code, isa=ISA))
 
 
 def open_spinning() -> Machine:
@@ -87,6 +97,52 @@ def test_a_dropped_machine_is_collected_with_its_spinning_thread() -> None:
         gc.collect()
         time.sleep(0.01)
     assert engine() is None
+
+
+class Broken(io.RawIOBase):
+    """A stream that takes nothing."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        raise OSError("it is full")
+
+
+def ask_twice(machine: Machine) -> None:
+    thread = machine.thread().start()
+    with pytest.raises(GuestFaultError) as first:
+        thread.join(20)
+    with pytest.raises(GuestFaultError) as second:
+        thread.join(20)
+    assert str(first.value) == str(second.value)
+    assert first.value.report is second.value.report
+    thread.join(20)
+
+
+def uses() -> dict[str, Callable[[Machine], object]]:
+    """Uses of a machine that end with an exception; what is raised refers to the frames it came through."""
+    return {
+        "a call that takes too long": lambda m: m.call(m.load_code(SPIN), timeout=0.01),
+        "a call that faults": lambda m: m.call(m.load_code(CODE["undefined"])),
+        "a thread that faults": lambda m: m.thread().start().join(20),
+        "a thread that faults, asked twice": ask_twice,
+        "a stream that refuses": lambda m: m.call(m.load_code(CODE["print"]), restype=None),
+        "a symbol that is not there": lambda m: m.call("nothing"),
+    }
+
+
+@pytest.mark.parametrize("name", uses())
+def test_what_was_raised_does_not_keep_a_dropped_machine(name: str) -> None:
+    def use() -> weakref.ref[Machine]:
+        machine = require_machine(lambda: open_machine(code=CODE["undefined"], isa=ISA, console=Broken()))
+        with pytest.raises((RiftError, TimeoutError)):
+            uses()[name](machine)
+        return weakref.ref(machine)
+
+    gone = use()
+    gc.collect()
+    assert gone() is None
 
 
 def drop_machines(count: int) -> None:

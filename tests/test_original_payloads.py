@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core import load_config, open_machine
-from rift_core.build import BuildError, Target, find_compiler, isa_sources
-from rift_core.testing.tools import require_isa
+from rift_core.testing.tools import require_isa, require_payload_compiler
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,10 +90,7 @@ void test(void) {
 def compiler(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """The command of an AArch64 compiler."""
     require_isa("aarch64")
-    try:
-        return find_compiler(Target.read("aarch64", isa_sources("aarch64")), request.param).command
-    except BuildError as error:
-        pytest.skip(str(error))
+    return require_payload_compiler("aarch64", request.param).command
 
 
 @pytest.mark.parametrize("flags", [("-fPIE", "-pie"), ("-fno-pie", "-no-pie")], ids=["pie", "static"])

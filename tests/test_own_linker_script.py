@@ -15,12 +15,12 @@ import pytest
 from machine_code import ISA
 
 from rift_core import GuestFaultError, Machine, open_machine
-from rift_core.testing.tools import require_machine, require_tool, session
+from rift_core.testing.tools import only_where, require_machine, require_tool, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.skipif(ISA != "x86_64", reason="the payload is one for x86-64")
+pytestmark = only_where(ISA == "x86_64", "the payload is one for x86-64")
 
 SOURCE = Path(__file__).parent / "payloads" / "own_linker_script"
 BUFFER = 256 << 20

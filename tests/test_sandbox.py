@@ -25,12 +25,12 @@ from rift_core import (
     open_machine,
 )
 from rift_core.dispatch import Dispatcher
-from rift_core.testing.tools import require_machine
+from rift_core.testing.tools import only_where, require_machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.skipif(ISA != "x86_64", reason="the attempts are x86-64 machine code")
+pytestmark = only_where(ISA == "x86_64", "the attempts are x86-64 machine code")
 
 SOON = 1.0
 RETURN_42 = bytes.fromhex("b82a000000c3")  # mov eax, 42; ret

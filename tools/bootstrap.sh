@@ -25,14 +25,25 @@ fi
 [ -n "$python" ] || fail "no Python 3.11 or newer found: install it (Debian, Ubuntu: apt install python3) or set PYTHON=..."
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python lacks the venv module: install it (Debian, Ubuntu: apt install python3-venv)"
-command -v "${CC:-cc}" >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 ||
-    fail "no C compiler found: install one (Debian, Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install)"
+# The compiler that extension modules are built with: the environment's, else Python's own, else any other.
+compiler=${CC:-$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("CC") or "cc")')}
+if ! command -v "${compiler%% *}" >/dev/null 2>&1; then
+    [ -z "${CC:-}" ] || fail "the C compiler CC=$CC is not there: install it, or unset CC"
+    for CC in cc gcc clang ''; do
+        [ -z "$CC" ] || ! command -v "$CC" >/dev/null 2>&1 || break
+    done
+    [ -n "$CC" ] || fail "no C compiler found: install one (Debian, Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install)"
+    export CC
+fi
 header=$("$python" -c 'import os, sysconfig; print(os.path.join(sysconfig.get_paths()["include"], "Python.h"))')
 [ -e "$header" ] || fail "the headers of $python are missing ($header): install them (Debian, Ubuntu: apt install python3-dev)"
 
 [ -x .venv/bin/python ] || {
     printf 'Creating .venv with %s\n' "$("$python" --version)"
-    "$python" -m venv .venv || fail "cannot create .venv: on Debian and Ubuntu, apt install python3-venv"
+    "$python" -m venv .venv || {
+        rm -rf .venv
+        fail "cannot create .venv: on Debian and Ubuntu, apt install python3-venv"
+    }
 }
 
 # Reinstall only when something that decides the result has changed.

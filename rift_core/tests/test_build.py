@@ -12,6 +12,7 @@ import pytest
 
 from rift_core.build import BuildError, BuildResult, Target, build, command_line, find_compiler, isa_sources
 from rift_core.errors import PluginNotFoundError
+from rift_core.testing.tools import require_payload_compiler
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 FOLDERS = {isa: PLUGINS / isa / "src" / f"rift_{isa}" / "guest" for isa in ("x86_64", "aarch64")}
@@ -34,12 +35,8 @@ class Build:
 
 
 def _available(isa: str, compiler: str) -> Build:
-    result = Build(isa, compiler)
-    try:
-        find_compiler(result.target, compiler)
-    except BuildError as error:
-        pytest.skip(str(error))
-    return result
+    require_payload_compiler(isa, compiler)
+    return Build(isa, compiler)
 
 
 @pytest.fixture(params=[(isa, name) for isa in FOLDERS for name in ("gcc", "clang")], ids="-".join)

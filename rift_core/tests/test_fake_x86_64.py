@@ -17,7 +17,7 @@ from rift_core.testing import fakes
 from rift_core.testing.bench import CODE, DATA, EXTRA, Bench
 from rift_core.testing.guests import DONE
 from rift_core.testing.guests_x86_64 import X86_64Guests
-from rift_core.testing.tools import require_tool
+from rift_core.testing.tools import require_tool, skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,7 +160,7 @@ class Twin:
 @pytest.fixture(scope="module", params=["-O1", "-O2", "-Os"])
 def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
     if platform.machine() != "x86_64":
-        pytest.skip("compares with the CPU of an x86-64 machine")
+        skip_here("compares with the CPU of an x86-64 machine")
     made = Twin(tmp_path_factory.mktemp("twin"), request.param)
     yield made
     made.bench.close()

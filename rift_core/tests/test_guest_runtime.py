@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -20,12 +19,14 @@ from rift_core.channel import Channel
 from rift_core.errors import AddressError, BinaryError
 from rift_core.guest_info import GuestInfo
 from rift_core.memory import Permission
+from rift_core.testing.tools import require_tool
 
 X86_64 = Path(__file__).parents[2] / "plugins/x86_64/src/rift_x86_64/guest"
 
-needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: install the package gcc")
 
-pytestmark = needs_gcc
+@pytest.fixture(autouse=True, scope="module")
+def needs_gcc() -> None:
+    require_tool("gcc")
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +227,7 @@ def test_guest_info_survives_packing_and_says_what_is_wrong() -> None:
 @pytest.fixture(scope="module", params=["gcc", "clang"])
 def payload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A payload that uses all of the runtime, compiled without a warning."""
-    if shutil.which(request.param) is None:
-        pytest.skip(f"{request.param} is not installed: install the package {request.param}")
+    require_tool(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     source = folder / "all.c"
     source.write_text(

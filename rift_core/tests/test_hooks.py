@@ -14,7 +14,6 @@ from rift_core import (
     Machine,
     PluginError,
     PluginInfo,
-    PluginUnavailableError,
     Resume,
     Section,
     StateError,
@@ -25,6 +24,7 @@ from rift_core import (
 from rift_core.catalog import Catalog
 from rift_core.config import configuration_schema
 from rift_core.hooks import Hooks
+from rift_core.testing.tools import require_machine
 
 EVENTS: list[str] = []
 
@@ -66,13 +66,10 @@ def test_an_extension_sees_the_whole_life_of_a_machine() -> None:
     EVENTS.clear()
     installed = Catalog.installed()
     catalog = Catalog([*installed, *Catalog.of([Recorder()])])
-    try:
-        machine = open_machine(
-            code=bytes.fromhex("f4"), isa="x86_64", catalog=catalog, extensions=[{"name": "recorder"}]
-        )
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
-    with machine:
+    extensions = [{"name": "recorder"}]
+    with require_machine(
+        lambda: open_machine(code=bytes.fromhex("f4"), isa="x86_64", catalog=catalog, extensions=extensions)
+    ) as machine:
         assert machine.thread().start().join(10) == Stop(1, "wrapped")
     assert EVENTS == [
         "opened with 1 thread",
@@ -203,10 +200,7 @@ def test_a_hook_that_a_plugin_owns() -> None:
 
 
 def open_code(sections: dict[str, Any], catalog: Catalog) -> Machine:
-    try:
-        return open_machine(code=bytes.fromhex("f4"), isa="x86_64", catalog=catalog, **sections)
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
+    return require_machine(lambda: open_machine(code=bytes.fromhex("f4"), isa="x86_64", catalog=catalog, **sections))
 
 
 UD2 = bytes.fromhex("0f0b")
@@ -243,10 +237,9 @@ class Overseer:
 
 def open_with(overseer: Overseer, code: bytes) -> Machine:
     catalog = Catalog([*Catalog.installed(), *Catalog.of([overseer])])
-    try:
-        return open_machine(code=code, isa="x86_64", catalog=catalog, extensions=[{"name": "overseer"}])
-    except PluginUnavailableError as error:
-        pytest.skip(f"no backend works here: {error}")
+    return require_machine(
+        lambda: open_machine(code=code, isa="x86_64", catalog=catalog, extensions=[{"name": "overseer"}])
+    )
 
 
 def test_runs_of_threads_and_calls_are_seen() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from rift_core.forks import WHOLE
 from rift_core.interrupts import HELD
+from rift_core.testing.tools import skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def interrupts() -> Iterator[list[int]]:
     """SIGINTs as they are delivered; on the main thread only."""
     if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signal handlers run on the main thread")
+        skip_here("signal handlers run on the main thread")
     delivered: list[int] = []
     old = signal.signal(signal.SIGINT, lambda number, frame: delivered.append(number))
     yield delivered

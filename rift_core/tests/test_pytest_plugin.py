@@ -235,3 +235,54 @@ class TestLeaks:
 
         with no_leaks():
             burst(30)
+
+
+SKIPS = """
+import pytest
+from rift_core.testing.tools import require_module, skip_here
+def test_plain(): pytest.skip("no time")
+@pytest.mark.skip(reason="not today")
+def test_marked(): pass
+def test_here(): skip_here("another moon", "move")
+def test_module(): require_module("no_such_module", package="moon")
+@pytest.mark.xfail(reason="known", strict=True)
+def test_expected_failure(): raise ValueError
+"""
+
+
+def test_skips_are_skips_where_nothing_is_required(folder: pytest.Pytester) -> None:
+    folder.makepyfile(test_a=SKIPS)
+    result = folder.runpytest_inprocess()
+    result.assert_outcomes(skipped=4, xfailed=1)
+    result.stdout.fnmatch_lines(["1 test: another moon; move", "1 test: the module no_such_module is missing *"])
+
+
+def test_a_skip_must_say_why_it_may_be_one(folder: pytest.Pytester) -> None:
+    folder.makepyfile(test_a=SKIPS)
+    result = folder.runpytest_inprocess("--rift-require=dream")
+    result.assert_outcomes(skipped=1, failed=2, errors=1, xfailed=1)  # a mark is an error of the setup
+    for reason in ("no time", "not today"):
+        result.stdout.fnmatch_lines([f"*--rift-require: skipped because: {reason}*"])
+    result.stdout.fnmatch_lines(["*--rift-require: the module no_such_module is missing*pip install moon*"])
+
+
+def test_a_module_that_skips_itself_is_a_failure(folder: pytest.Pytester) -> None:
+    folder.makepyfile(test_a="import pytest\npytest.importorskip('no_such_module')\ndef test_it(): pass\n")
+    folder.runpytest_inprocess().assert_outcomes(skipped=1)
+    result = folder.runpytest_inprocess("--rift-require=dream")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*--rift-require: skipped because: could not import*no_such_module*"])
+
+
+def test_a_listed_test_may_skip_as_it_likes(folder: pytest.Pytester) -> None:
+    gaps(folder, '[gaps]\n"test_plain" = "the dream has no time"\n')
+    folder.makepyfile(
+        test_a="""
+        import pytest
+        from dream import module
+        from rift_core.testing.tools import require_backend, session
+        def test_first(): session().gaps(require_backend(module()).machine)
+        def test_plain(): pytest.skip("no time")
+        """
+    )
+    folder.runpytest_inprocess("--rift-require=dream").assert_outcomes(passed=1, skipped=1)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rift_core.testing.tools import require_compiler
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
 FLAT_SUITE = """
@@ -97,8 +99,7 @@ def test_the_suites_pass(folder: Path, name: str) -> None:
 
 
 def test_the_native_half_builds_and_passes_its_suite(folder: Path) -> None:
-    if shutil.which("gcc") is None and shutil.which("cc") is None:
-        pytest.skip("no C compiler: install the package gcc")
+    require_compiler()
     scratch = Path(shutil.copytree(folder, folder.parent / "native"))
     (scratch / "pyproject.toml").unlink()  # of the other example
     (scratch / "test_ticket.py").write_text(TICKET_SUITE)

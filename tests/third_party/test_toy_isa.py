@@ -15,6 +15,7 @@ from rift_core import GuestCrashError, GuestFaultError, LimitError, Machine, Per
 from rift_core.catalog import Catalog
 from rift_core.testing import fakes
 from rift_core.testing.isa import IsaConformance
+from rift_core.testing.tools import require_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ STORE = two(6, 0, 1) + b"\x0d"
 
 @pytest.fixture
 def run(toy: Any) -> Iterator[MakeMachine]:
-    handlers = pytest.importorskip("rift_handlers", reason="install plugins/handlers")
+    handlers = require_module("rift_handlers", package="riftvm-handlers")
     catalog = Catalog.of([toy, fakes, handlers])
     made: list[Machine] = []
 

@@ -10,7 +10,7 @@ from elftools.elf.elffile import ELFFile
 
 from rift_aarch64 import builtin_code
 from rift_core import doorbell
-from rift_core.build import BuildError, Target, find_compiler, isa_sources
+from rift_core.testing.tools import require_module, require_payload_compiler
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,10 +22,7 @@ ADDRESSES = [doorbell.DEFAULT_ADDRESS, 0x0123_4567_8000]
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "zig"])
 def test_bytes_are_what_the_assembler_makes(tmp_path: Path, compiler: str, address: int) -> None:
-    try:
-        found = find_compiler(Target.read("aarch64", isa_sources("aarch64")), compiler)
-    except BuildError as error:
-        pytest.skip(str(error))
+    found = require_payload_compiler("aarch64", compiler)
     source = tmp_path / "code.s"
     source.write_text(
         builtin_code.SOURCE.format(
@@ -46,7 +43,7 @@ def test_bytes_are_what_the_assembler_makes(tmp_path: Path, compiler: str, addre
 
 
 def disassembled(code: bytes) -> list[str]:
-    capstone: Any = pytest.importorskip("capstone", reason="capstone is not installed")
+    capstone: Any = require_module("capstone")
     decoder = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
     return [f"{i.mnemonic} {i.op_str}".strip() for i in decoder.disasm(code, 0)]
 

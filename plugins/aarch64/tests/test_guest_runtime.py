@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from rift_core.build import BuildError, build, isa_sources
+from rift_core.build import build, isa_sources
+from rift_core.testing.tools import require_module, require_payload_compiler
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +65,7 @@ class Payload:
         return data[address - start : address - start + size]
 
     def disassembled(self, address: int, size: int) -> list[str]:
-        capstone: Any = pytest.importorskip("capstone", reason="capstone is not installed")
+        capstone: Any = require_module("capstone")
         decoder = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
         return [f"{i.mnemonic} {i.op_str}".strip() for i in decoder.disasm(self.read(address, size), address)]
 
@@ -76,12 +77,8 @@ def payload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     source = folder / "all.c"
     source.write_text(SOURCE)
     options = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
-    try:
-        return Payload(build(source, folder / "all", "aarch64", compiler=request.param, options=options).path)
-    except BuildError as error:
-        if error.output:
-            raise
-        pytest.skip(str(error))
+    require_payload_compiler("aarch64", request.param)
+    return Payload(build(source, folder / "all", "aarch64", compiler=request.param, options=options).path)
 
 
 def test_the_frame_of_the_vectors_is_the_one_of_the_header(payload: Payload) -> None:
@@ -118,12 +115,8 @@ def test_a_vector_reports_without_a_stack(payload: Payload, vector: int) -> None
 def test_the_vectors_save_what_the_compiler_may_use(tmp_path: Path) -> None:
     source = tmp_path / "guest.c"
     source.write_text("#include <rift_guest.h>\nint main(void) { return 0; }\n")
-    try:
-        found = [Payload(build(source, tmp_path / "guest", "aarch64", simd=simd).path) for simd in (False, True)]
-    except BuildError as error:
-        if error.output:
-            raise
-        pytest.skip(str(error))
+    require_payload_compiler("aarch64")
+    found = [Payload(build(source, tmp_path / "guest", "aarch64", simd=simd).path) for simd in (False, True)]
     for simd, payload in enumerate(found):
         start, end = payload.symbols["common_1"], payload.symbols["resume"]
         code = "\n".join(payload.disassembled(start, end - start))

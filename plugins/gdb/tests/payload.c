@@ -96,3 +96,25 @@ int own_breakpoint(void) {
     counter = 2;
     return 6;
 }
+
+__attribute__((noinline)) int one(void) {
+    return 1;
+}
+
+__attribute__((noinline)) int two(void) {
+    return 2;
+}
+
+static int copy_and_call(volatile unsigned char *place, int (*function)(void)) {
+    const volatile unsigned char *code = (const volatile unsigned char *)function;
+    for (int at = 0; at < 16; ++at)
+        place[at] = code[at];
+    __builtin___clear_cache((char *)place, (char *)place + 16);
+    return ((int (*)(void))place)();
+}
+
+/* Writes one function, calls it, and writes another one over it: 21. */
+int rewrite(unsigned char *place) {
+    int first = copy_and_call(place, one);
+    return first + 10 * copy_and_call(place, two);
+}

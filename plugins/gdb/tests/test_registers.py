@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 DEMANDED = {
     "org.gnu.gdb.i386.core": (
-        "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags cs ss ds es fs gs st0 st1 st2 st3 st4 "
-        "st5 st6 st7 fctrl fstat ftag fiseg fioff foseg fooff fop"
+        "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip eflags cs ss ds es fs gs st0 st1 st2 st3 "
+        "st4 st5 st6 st7 fctrl fstat ftag fiseg fioff foseg fooff fop"
     ),
     "org.gnu.gdb.i386.sse": " ".join(f"xmm{n}" for n in range(16)) + " mxcsr",
     "org.gnu.gdb.i386.avx": " ".join(f"ymm{n}h" for n in range(16)),

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     MakeMachine = Callable[..., Machine]
 
-pytest.importorskip("rift_x86_64", reason="install plugins/x86_64")
-
 DOORBELL = doorbell.DEFAULT_ADDRESS
 RETURN = b"\xc3"
 

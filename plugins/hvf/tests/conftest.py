@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,35 @@ def x86_64_stand_in(stand_in_folder: Path) -> StandIn:
             pytest.fail("--rift-require=kvm: /dev/kvm cannot be used, which the x86-64 stand-in needs", pytrace=False)
         session().skip("the x86-64 stand-in for Hypervisor.framework needs /dev/kvm")
     return StandIn(stand_in_build.build(stand_in_folder, "x86_64", stand_in_build.X86_64))
+
+
+@pytest.fixture(scope="session")
+def aarch64_stand_in(stand_in_folder: Path) -> StandIn:
+    """The framework of a Mac with Apple silicon, over the Unicorn engine."""
+    package = require_package("unicorn")
+    flags = stand_in_build.unicorn_flags(package)
+    return StandIn(stand_in_build.build(stand_in_folder, "arm64", stand_in_build.ARM64, flags))
+
+
+def require_package(name: str) -> Path:
+    """The folder of an installed Python package; the test is skipped, or fails, where it is missing."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        sentence, remedy = f"the Python package {name} is missing", f"pip install {name}"
+        if session().required:
+            pytest.fail(f"--rift-require: {sentence}; {remedy}", pytrace=False)
+        session().skip(sentence, remedy)
+    return Path(spec.origin).parent
+
+
+@pytest.fixture
+def aarch64(aarch64_stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """As :func:`x86_64`, for AArch64."""
+    monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(aarch64_stand_in.path))
+    aarch64_stand_in.control("reset")
+    yield aarch64_stand_in
+    assert aarch64_stand_in.violations == 0
+    aarch64_stand_in.control("reset")
 
 
 @pytest.fixture

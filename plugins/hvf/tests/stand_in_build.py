@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SOURCES = Path(__file__).parent / "stand_in"
 X86_64 = ("stand_in.c", "x86_64.c", "x86_64_state.c", "x86_64_entry.c", "x86_64_exits.c")
+ARM64 = ("stand_in.c", "arm64.c", "arm64_state.c", "arm64_run.c")
 FLAGS = (
     "-shared",
     "-fPIC",
@@ -38,3 +39,9 @@ def build(folder: Path, name: str, sources: Sequence[str], flags: Sequence[str] 
         subprocess.run([compiler, *FLAGS, "-o", partial, *paths, *flags], check=True)
         partial.rename(library)
     return library
+
+
+def unicorn_flags(package: Path) -> tuple[str, ...]:
+    """What the arm64 stand-in needs of the Python package ``unicorn``: its headers, and its shared library."""
+    library = next((package / "lib").glob("libunicorn.*so*"))
+    return f"-I{package / 'include'}", str(library), f"-Wl,-rpath,{library.parent}"

@@ -12,7 +12,7 @@ from rift_core.backend import Watchpoint
 from rift_core.errors import HypervisorError, UnsupportedError
 from rift_core.exits import Exit, ExitKind
 from rift_core.memory import Gpa, MemoryRegion, Permission
-from rift_core.testing.tools import require_backend, skip_expected_gap
+from rift_core.testing.tools import require_backend, skip_expected_gap, skip_here
 from rift_kvm import KvmConfig
 from rift_kvm import guest_aarch64 as g
 
@@ -249,7 +249,7 @@ def test_a_system_call_reaches_the_guests_own_vectors(bench: ArmBench) -> None:
 
 def test_waiting_for_nothing_is_a_halt(bench: ArmBench) -> None:
     if ExitKind.HALT not in bench.vm.exit_kinds:
-        pytest.skip("this kernel's KVM has no statistics of vCPUs")
+        skip_here("this kernel's KVM has no statistics of vCPUs")
     vcpu = bench.start(g.WFI, g.WFI)
     for number in (1, 2):
         exit = bench.run(vcpu)

@@ -12,6 +12,7 @@ from kvm_bench import HLT, NOWHERE, SPIN
 from rift_core.errors import HypervisorError, UnsupportedError
 from rift_core.exits import ExitKind
 from rift_core.memory import Gpa, MemoryRegion, Permission
+from rift_core.testing.tools import require_capability, skip_here
 from rift_kvm import guest_x86_64 as g
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def test_triple_fault(bench: KvmBench) -> None:
 
 def test_what_kvm_cannot_emulate(bench: KvmBench) -> None:
     if "software_interrupts" in bench.vm.capabilities:
-        pytest.skip("this KVM runs every instruction of ring 0 that it is given here")
+        skip_here("this KVM runs every instruction of ring 0 that it is given here")
     exit = bench.run(b"\xcd\x30")
     assert exit.kind is ExitKind.FAIL_ENTRY
     assert exit.address == g.CODE
@@ -204,8 +205,7 @@ def test_what_kvm_cannot_emulate(bench: KvmBench) -> None:
 
 
 def test_unknown_system_registers(bench: KvmBench) -> None:
-    if "user_msr_exit" not in bench.vm.capabilities:
-        pytest.skip("this KVM has no exits for MSRs")
+    require_capability("kvm", "x86_64", bench.result, "user_msr_exit")
     vcpu = bench.start(bytes.fromhex("b945230100 0f32 89c3 0f30"), rdx=0)  # mov ecx,0x12345; rdmsr; mov ebx,eax; wrmsr
     assert bench.go_on(vcpu)[:5] == (ExitKind.SYSTEM_REGISTER, 0x12345, 8, 0, False)
     exit = bench.go_on(vcpu, 0x5_0000_0007)
@@ -216,8 +216,7 @@ def test_unknown_system_registers(bench: KvmBench) -> None:
 
 @pytest.mark.parametrize("code", [bytes.fromhex("b945230100 0f32"), bytes.fromhex("b945230100 0f30")])
 def test_a_system_register_can_be_a_general_protection_fault(bench: KvmBench, code: bytes) -> None:
-    if "user_msr_exit" not in bench.vm.capabilities:
-        pytest.skip("this KVM has no exits for MSRs")
+    require_capability("kvm", "x86_64", bench.result, "user_msr_exit")
     vcpu = bench.start(code)
     assert bench.go_on(vcpu).kind is ExitKind.SYSTEM_REGISTER
     vcpu.inject_exception(13, 0)
@@ -273,7 +272,7 @@ def test_single_step(bench: KvmBench) -> None:
     if "debug_single_step" not in bench.vm.capabilities:
         with pytest.raises(UnsupportedError, match="debug_single_step"):
             bench.vcpu.set_debug(single_step=True)
-        pytest.skip("this KVM does not step")
+        require_capability("kvm", "x86_64", bench.result, "debug_single_step")
     vcpu = bench.start(b"\x90\x90\x90")
     vcpu.set_debug(single_step=True)
     for at in (1, 2):
@@ -290,7 +289,7 @@ def test_hardware_breakpoint(bench: KvmBench) -> None:
     if "debug_hw_breakpoint" not in bench.vm.capabilities:
         with pytest.raises(UnsupportedError, match="debug_hw_breakpoint"):
             bench.vcpu.set_debug(breakpoints=(0,))
-        pytest.skip("this KVM has no hardware breakpoints")
+        require_capability("kvm", "x86_64", bench.result, "debug_hw_breakpoint")
     vcpu = bench.start(b"\x90\x90\x90" + SPIN)
     vcpu.set_debug(breakpoints=(0x1000, g.CODE + 2))
     exit = bench.go_on(vcpu)

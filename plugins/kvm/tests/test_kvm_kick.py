@@ -14,6 +14,7 @@ from kvm_bench import NOWHERE, SECONDS, SPIN, Worker
 
 from rift_core.errors import HypervisorError, StateError
 from rift_core.exits import ExitKind
+from rift_core.testing.tools import only_where
 from rift_kvm import KvmConfig
 from rift_kvm import guest_x86_64 as g
 
@@ -189,7 +190,7 @@ def test_an_owner_that_has_blocked_the_signal_is_kicked_all_the_same(bench: KvmB
     assert worker.join() is ExitKind.INTERRUPTED
 
 
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="needs the main thread")
+@only_where(threading.current_thread() is threading.main_thread(), "needs the main thread")
 def test_a_signal_interrupts_the_main_thread(bench: KvmBench) -> None:
     arrived: list[int] = []
     old = signal.signal(signal.SIGUSR1, lambda number, frame: arrived.append(number))

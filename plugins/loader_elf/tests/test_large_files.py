@@ -15,6 +15,7 @@ import pytest
 
 from rift_core.errors import BinaryError
 from rift_core.host_memory import buffer_address
+from rift_core.testing.tools import only_where, skip_here
 from rift_loader_elf import ElfConfig, rift_load_binary
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def write_sparse(path: Path, size: int) -> None:
         file.write(b"last")
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident size is read from /proc")
+@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
 def test_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
     path = tmp_path / "gigabyte"
     write_sparse(path, GIB)
@@ -130,7 +131,7 @@ def test_relocated_pages_are_private(tmp_path: Path) -> None:
 @pytest.mark.parametrize("map_file", [True, False])
 def test_no_descriptor_or_mapping_is_left(tmp_path: Path, map_file: bool) -> None:
     if not os.path.exists("/proc/self/maps"):
-        pytest.skip("mappings are counted in /proc")
+        skip_here("mappings are counted in /proc")
     path = tmp_path / "some file of this test"
     path.write_bytes(w.good().build())
 
@@ -157,7 +158,7 @@ def test_file_larger_than_any_memory(tmp_path: Path) -> None:
     try:
         os.truncate(path, 1 << 43)
     except OSError as error:
-        pytest.skip(f"no sparse file of 8 TiB here: {error}")
+        skip_here(f"no sparse file of 8 TiB here: {error}")
     start = time.monotonic()
     # A mapping of that size may or may not be had.
     with contextlib.suppress(BinaryError):
@@ -165,7 +166,7 @@ def test_file_larger_than_any_memory(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident size is read from /proc")
+@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
 def test_no_memory_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "file"
     symbols = [w.Sym(f"name{n}", 0x200000 + n % 256, 1) for n in range(2000)]

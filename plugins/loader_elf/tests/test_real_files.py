@@ -15,6 +15,7 @@ import rift_loader_elf
 from rift_core.errors import BinaryError
 from rift_core.memory import Permission
 from rift_core.testing.loader import GoodFile, LoaderConformance, image_bytes
+from rift_core.testing.tools import require_tool, skip_here
 from rift_loader_elf import ElfConfig, rift_load_binary
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Compiler:
     def name(self) -> str:
         return f"{self.isa}-{'clang' if self.command[0] == 'clang' else 'gcc'}"
 
-    @property
-    def is_here(self) -> bool:
-        linker = "-fuse-ld=lld" not in self.command or shutil.which("ld.lld") is not None
-        return shutil.which(self.command[0]) is not None and linker
+    def require(self) -> None:
+        """It and its linker, or a skip."""
+        require_tool(self.command[0], package=self.package)
+        if "-fuse-ld=lld" in self.command:
+            require_tool("ld.lld", package="lld")
 
 
 def _compilers(isa: str) -> list[Compiler]:
@@ -58,16 +60,6 @@ def _compilers(isa: str) -> list[Compiler]:
 
 
 COMPILERS = [compiler for isa in ISAS for compiler in _compilers(isa)]
-PARAMETERS = [
-    pytest.param(
-        compiler,
-        id=compiler.name,
-        marks=pytest.mark.skipif(
-            not compiler.is_here, reason=f"{compiler.command[0]} is not installed: apt install {compiler.package}"
-        ),
-    )
-    for compiler in COMPILERS
-]
 
 SOURCE = """
 static int one(int x) { return x + 1; }
@@ -131,9 +123,10 @@ class Build:
         return link(self.folder, self.compiler, *flags, source=source)
 
 
-@pytest.fixture(params=PARAMETERS)
+@pytest.fixture(params=COMPILERS, ids=lambda compiler: compiler.name)
 def build(tmp_path: Path, request: pytest.FixtureRequest) -> Build:
     """With each compiler that is there."""
+    request.param.require()
     return Build(tmp_path, request.param)
 
 
@@ -224,7 +217,7 @@ def test_relr(build: Build) -> None:
     path = build(*FREESTANDING, "-static-pie", "-fPIE", HIDDEN, "-Wl,-z,pack-relative-relocs")
     headers = subprocess.run(["readelf", "-dW", path], capture_output=True, text=True, check=True).stdout
     if "(RELR)" not in headers:
-        pytest.skip("this linker does not write DT_RELR (GNU ld 2.38 or later does)")
+        skip_here("this linker does not write DT_RELR (GNU ld 2.38 or later does)")
     check_pointers(load(path, base=0x7000000))
 
 
@@ -263,7 +256,7 @@ def test_undefined_symbol(build: Build) -> None:
 
 def test_program_that_needs_the_c_library(build: Build) -> None:
     if not build.compiler.is_native:
-        pytest.skip("the C library of the other ISA need not be here")
+        skip_here("the C library of the other ISA need not be here")
     with pytest.raises(BinaryError, match=r"shared library libc\.so\.6.*-static-pie or -static"):
         load(build(source='#include <stdio.h>\nint main(void) { return puts("hello"); }\n'))
 
@@ -292,9 +285,8 @@ class TestConformance(LoaderConformance):
 
     @pytest.fixture
     def good_file(self, tmp_path_factory: pytest.TempPathFactory) -> GoodFile:
-        compiler = next((c for c in COMPILERS if c.isa == self.isa and c.is_here), None)
-        if compiler is None:
-            pytest.skip(f"no compiler for {self.isa} is installed")
+        compiler = next((c for c in COMPILERS if c.isa == self.isa and shutil.which(c.command[0])), COMPILERS[0])
+        compiler.require()
         path = link(tmp_path_factory.mktemp("real"), compiler, *FREESTANDING, "-static-pie", "-fPIE", HIDDEN)
         binary = load(path)
         names = ("one", "two", "test", "table", "used_memory", "_start")

@@ -15,6 +15,7 @@ import pytest
 
 from rift_core.errors import BinaryError
 from rift_core.host_memory import buffer_address
+from rift_core.testing.tools import only_where, skip_here
 from rift_loader_macho import MachoConfig, rift_load_binary
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def write_sparse(path: Path, size: int) -> None:
         file.write(b"last")
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident size is read from /proc")
+@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
 def test_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
     path = tmp_path / "gigabyte"
     write_sparse(path, GIB)
@@ -76,7 +77,7 @@ def test_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
     assert symbol.size == GIB
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident size is read from /proc")
+@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
 def test_an_image_of_a_large_universal_file(tmp_path: Path) -> None:
     """More than 4 GiB, which takes the wide form; only the wanted image is touched, and its pages are shown."""
     small = w.movable(cpu=w.ARM64, data=bytes(0x4000)).build()
@@ -144,7 +145,7 @@ def test_fixed_pages_are_private(tmp_path: Path) -> None:
 @pytest.mark.parametrize("map_file", [True, False])
 def test_no_descriptor_or_mapping_is_left(tmp_path: Path, map_file: bool) -> None:
     if not os.path.exists("/proc/self/maps"):
-        pytest.skip("mappings are counted in /proc")
+        skip_here("mappings are counted in /proc")
     path = tmp_path / "some file of this test"
     path.write_bytes(w.good().build())
 
@@ -171,7 +172,7 @@ def test_file_larger_than_any_memory(tmp_path: Path) -> None:
     try:
         os.truncate(path, 1 << 43)
     except OSError as error:
-        pytest.skip(f"no sparse file of 8 TiB here: {error}")
+        skip_here(f"no sparse file of 8 TiB here: {error}")
     start = time.monotonic()
     # A mapping of that size may or may not be had.
     with contextlib.suppress(BinaryError):
@@ -179,7 +180,7 @@ def test_file_larger_than_any_memory(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident size is read from /proc")
+@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
 def test_no_memory_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "file"
     symbols = [w.Sym(f"_name{n}", w.TEXT + n % 256) for n in range(2000)]

@@ -1,7 +1,8 @@
-"""Files that clang and LLVM's linker for Mach-O make, of every version that is here."""
+"""Files that clang and LLVM's linker for Mach-O make, of its oldest and newest version that is here."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import struct
@@ -15,7 +16,7 @@ import rift_loader_macho
 from rift_core.errors import BinaryError
 from rift_core.memory import Permission
 from rift_core.testing.loader import GoodFile, LoaderConformance, image_bytes
-from rift_core.testing.tools import require_tool
+from rift_core.testing.tools import require_tool, skip_here
 from rift_loader_macho import MachoConfig, rift_load_binary
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ ISAS = {"x86_64": "x86_64", "arm64": "aarch64"}
 
 
 def linkers() -> list[str]:
-    """``ld64.lld``, and with a version behind it, as Debian calls it."""
-    names = {p.name for folder in ("/usr/bin", "/usr/local/bin") for p in Path(folder).glob("ld64.lld-*")}
-    return sorted({*names, *(name for name in ("ld64.lld",) if shutil.which(name))})
+    """The oldest and the newest: ``ld64.lld``, and with a version behind it, as Debian calls it."""
+    names = {path.name for folder in os.get_exec_path() for path in Path(folder).glob("ld64.lld*")}
+    ordered = sorted(names, key=lambda name: (len(name), name))
+    return sorted({*ordered[:1], *ordered[-1:]})
 
 
 def version(linker: str) -> int:
@@ -129,7 +131,7 @@ def check_pointers(binary: Binary) -> None:
 def fixup_flags(linker: str, chained: bool) -> list[str]:
     if version(linker) < 16:
         if chained:
-            pytest.skip(f"{linker} does not write chained fixups (LLVM 16 and later do)")
+            skip_here(f"{linker} does not write chained fixups (LLVM 16 and later do)")
         return []
     return ["-fixup_chains" if chained else "-no_fixup_chains"]
 
@@ -156,7 +158,7 @@ def test_static_pointers(link: Link, linker: str, arch: str, kind: str, chained:
 @pytest.mark.parametrize("arch", ISAS)
 def test_at_the_end_of_the_hole(link: Link, linker: str, arch: str) -> None:
     if version(linker) < 15:
-        pytest.skip(f"{linker} ignores -pagezero_size (LLVM 15 and later know it)")
+        skip_here(f"{linker} ignores -pagezero_size (LLVM 15 and later know it)")
     binary = load(link(arch, "-execute", "-e", "_start", "-pagezero_size", "0x200000"))
     assert binary.segments[0].address == 0x200000
     check_pointers(binary)

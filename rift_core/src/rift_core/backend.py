@@ -47,7 +47,10 @@ PLATFORM = "platform"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of ``rift doctor``: ``status`` is ``pass``, ``warn`` or ``fail``."""
+    """One line of ``rift doctor``: ``status`` is ``pass``, ``warn`` or ``fail``.
+
+    The command says ``n/a`` of a backend that is for another platform.
+    """
 
     name: str
     status: str

@@ -16,6 +16,7 @@ CAPABILITIES: dict[str, str] = {
     "(`Machine.share(..., writable=False)`)",
     "inject_exception": "`VCpu.inject_exception`, and the answer `Fault`: the host raises an exception in the guest",
     "inject_interrupt": "the host raises an interrupt in the guest",
+    "profile": "the backend counts executed code by itself (`rift run --profile`)",
     "user_msr_exit": "x86-64: an access to a model-specific register that the backend does not know is a "
     "SYSTEM_REGISTER exit; without it the guest gets #GP",
     "memory_fault_exit": "memory that the host has taken away gives MEMORY_FAULT instead of MMIO",

@@ -185,6 +185,7 @@ class Context:
             WATCHDOG.unwatch(self)
         with self._lock:
             self._accepting = False
+            self._ending = None  # an exception leads, by its traceback, to whoever has made the call
         engine = self.engine
         engine.active.discard(self)
         if engine.waiting:

@@ -6,6 +6,7 @@ Nothing here is raised for control flow.
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,28 @@ if TYPE_CHECKING:
 
     from rift_core.exits import Exit, Stop
     from rift_core.report import FaultReport
+
+
+def again(error: BaseException) -> BaseException:
+    """A copy to raise, of an exception that is kept.
+
+    Raising adds the callers' frames to an exception, and with them all that they refer to: kept by a machine's
+    internals it would keep the machine itself alive, for ever. What cannot be copied is handed out as it is.
+    """
+    try:
+        if isinstance(error, RiftError):  # their own constructors take something else than ``args``
+            made: BaseException = type(error).__new__(type(error))
+            made.args = error.args
+            made.__dict__.update(error.__dict__)
+        else:
+            made = copy.copy(error)
+    except Exception:
+        return error
+    if type(made) is not type(error):
+        return error
+    made.__cause__, made.__context__ = error.__cause__, error.__context__
+    made.__suppress_context__ = error.__suppress_context__
+    return made.with_traceback(error.__traceback__)
 
 
 class RiftError(Exception):

@@ -20,6 +20,9 @@ from rift_core.forks import WHOLE
 from rift_core.interrupts import HELD
 
 PAGE_SIZE = mmap.PAGESIZE
+ALIGNMENT = max(PAGE_SIZE, 0x4000)
+"""Of guest memory in this process: the granularity of the most demanding hypervisor, HVF on Apple silicon."""
+
 _NAME = "rift:"  # of the memfds
 _MAP_FIXED = 0x10  # the same value on Linux and macOS
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -62,7 +65,7 @@ def buffer_address(buffer: Any) -> int:
 
 
 class HostMemory:
-    """``size`` bytes (a multiple of the page size) of zeroed, shared, page-aligned memory.
+    """``size`` bytes (a multiple of the page size) of zeroed, shared memory at a multiple of :data:`ALIGNMENT`.
 
     :raises MappingError: the process cannot have that much.
     """
@@ -70,12 +73,13 @@ class HostMemory:
     def __init__(self, size: int, name: str = "ram") -> None:
         try:
             with HELD, WHOLE:
-                self._map = _shared_map(size, name)
+                self._map = _shared_map(size + ALIGNMENT - PAGE_SIZE, name)
                 _inherited.add(self._map)
         except (OSError, ValueError, OverflowError) as error:
             raise MappingError(f"cannot get {size:#x} bytes of host memory for {name}: {error}") from error
-        self.view = memoryview(self._map)
-        self.address = buffer_address(self._map)
+        start = -buffer_address(self._map) % ALIGNMENT
+        self.view = memoryview(self._map)[start : start + size]
+        self.address = buffer_address(self._map) + start
         self.size = size
 
 

@@ -86,6 +86,7 @@ class IsaDebug(Protocol):
     triple: str  # LLDB's; never one of Linux, or it looks for Linux's loader
     breakpoint: bytes  # the breakpoint instruction
     breakpoint_advance: int  # how far the program counter is behind one of the program's own when it stops there
+    exception_return: bytes  # the instruction that leaves an exception handler
     watch_is_late: bool  # a watchpoint stops behind the instruction, rather than before it
     core_machine: int  # e_machine of ELF files
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rift_core.errors import GuestError, RiftError, StateError
+from rift_core.errors import GuestError, RiftError, StateError, again
 from rift_core.exits import Stop
 from rift_core.interrupts import HELD
 from rift_core.isa import EntryState
@@ -156,7 +156,7 @@ class Thread:
             return outcome
         if outcome is None:
             raise StateError(f"thread {self.name} has no outcome")
-        raise outcome
+        raise again(outcome)
 
     def kick(self) -> None:
         """Make it leave the guest; it goes on by itself. Signal-safe for the guest: nothing is lost."""

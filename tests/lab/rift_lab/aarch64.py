@@ -25,7 +25,7 @@ CPU = "max,pauth=off"
 
 def machine(repository: Path, run: Path, wishes: Wishes) -> Machine:
     """The machine, with what it needs prepared."""
-    need_programs(("qemu-system-aarch64", "qemu-system-arm"), *cross_build.PROGRAMS)
+    need_programs(("qemu-system-aarch64", "qemu-system-arm"), *cross_build.NEEDS)
     root = userland.prepare()
     packages = python_packages.prepare(repository, root)
     environment = python_packages.own_distributions(repository, root, run / "environment")

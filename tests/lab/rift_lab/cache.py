@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FOLDER_VARIABLE = "RIFT_LAB_CACHE"
 """Names another folder than the default."""
 
-ENTRY_LIFETIME = 30 * 24 * 3600
+ENTRY_LIFETIME = 7 * 24 * 3600
 """Seconds after which an entry that no run has used is removed."""
 
 

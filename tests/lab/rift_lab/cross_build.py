@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 COMPILER = "aarch64-linux-gnu-gcc"
 
-PROGRAMS = ((COMPILER, "gcc-aarch64-linux-gnu"), ("aarch64-linux-gnu-ld", "binutils-aarch64-linux-gnu"))
+NEEDS = (
+    (COMPILER, "gcc-aarch64-linux-gnu"),
+    ("/usr/aarch64-linux-gnu/include/linux/kvm.h", "libc6-dev-arm64-cross"),
+)
+"""Programs and files, and the packages that have them."""
 
 _RECIPE = "1"
 """Raised when this module builds something else of the same sources."""

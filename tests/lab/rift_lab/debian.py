@@ -45,7 +45,7 @@ Debug::NoLocking "true";
 
 
 def need_programs(*needs: tuple[str, str]) -> None:
-    """Check that programs are installed.
+    """Check that programs are installed, or files that have a path.
 
     :param needs: a program, and the package that has it.
     :raises LabError: names what to install.
@@ -56,7 +56,9 @@ def need_programs(*needs: tuple[str, str]) -> None:
 
 
 def find_program(name: str) -> str | None:
-    """Its path, also from the folders that only root has in PATH."""
+    """Its path, also from the folders that only root has in PATH; of a path, itself if it is there."""
+    if "/" in name:
+        return name if os.path.exists(name) else None
     return shutil.which(name, path=os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin")
 
 

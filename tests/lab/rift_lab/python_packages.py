@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _RECIPE = "1"
 """Raised when this module makes something else of the same requirements."""
 
-_NOT_FOR_TESTS = ("mypy", "ruff")
-"""Development tools that no test needs there."""
+_LEFT_OUT = ("mypy", "ruff", "gdb-for-pwndbg", "lldb-for-pwndbg", "ziglang")
+"""Large tools that no suite for this machine needs."""
 
 _BUILD = ("setuptools", "cffi")
 """Tests compile extension modules."""
@@ -45,7 +45,7 @@ def prepare(repository: Path, root: Path) -> Path:
     version = userland.python_version(root)
     requirements = sorted(_requirements(repository))
     constraints = _installed(environment_of(repository))
-    wanted = [line for line in constraints if line.partition("==")[0].lower() not in _NOT_FOR_TESTS]
+    wanted = [line for line in constraints if line.partition("==")[0].lower() not in _LEFT_OUT]
     key = cache.digest(_RECIPE, version, *requirements, *wanted)
 
     def make(folder: Path) -> None:
@@ -66,7 +66,7 @@ def prepare(repository: Path, root: Path) -> Path:
 
 
 def _requirements(repository: Path) -> set[str]:
-    """What requirements-dev.txt and our distributions ask of others."""
+    """What the development requirements and our distributions ask of others."""
     lines = (repository / "requirements-dev.txt").read_text().splitlines()
     found = {line.strip() for line in lines if line.strip() and not line.startswith(("#", "-"))}
     for path in [repository / "rift_core", *sorted((repository / "plugins").iterdir())]:
@@ -77,7 +77,7 @@ def _requirements(repository: Path) -> set[str]:
         for extra in project.get("optional-dependencies", {}).values():
             found.update(extra)
     found.update(_BUILD)
-    return {line for line in found if not line.startswith(("riftvm", *_NOT_FOR_TESTS))}
+    return {line for line in found if not line.startswith(("riftvm", *_LEFT_OUT))}
 
 
 def _installed(environment: Path) -> list[str]:

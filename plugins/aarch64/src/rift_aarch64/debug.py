@@ -36,6 +36,7 @@ class Debug:
     architecture = "aarch64"
     triple = "aarch64-unknown-none"
     breakpoint = bytes.fromhex("000020d4")  # BRK #0
+    exception_return = bytes.fromhex("e0039fd6")  # ERET
     breakpoint_advance = 0  # debuggers step over the program's own ones themselves
     watch_is_late = False
     core_machine = 183  # EM_AARCH64

@@ -31,6 +31,7 @@ CAPABILITIES = frozenset(
         "inject_exception",
         "inject_interrupt",
         "multiple_vms",
+        "profile",
         "readonly_memory",
         "save_restore",
         "software_interrupts",

@@ -170,6 +170,19 @@ class EmulatorVCpu:
             raise UnsupportedError(f"the backend emulator cannot watch for one of: {listed}")
         check(status, self._error)
 
+    def profile(self, on: bool) -> None:
+        """Count executed code from now on, from zero, or no longer (capability ``profile``)."""
+        self._check_owner()
+        check(lib.rift_emulator_vcpu_profile(self._native, on, self._error), self._error)
+
+    def profiled(self) -> list[tuple[int, int, int]]:
+        """``(address, bytes, times)``: stretches of code that were executed from start to end. They may overlap."""
+        self._check_owner()
+        count = lib.rift_emulator_vcpu_blocks(self._native, ffi.NULL, 0)
+        blocks = ffi.new("struct rift_emulator_block[]", max(count, 1))
+        count = min(count, lib.rift_emulator_vcpu_blocks(self._native, blocks, count))
+        return [(blocks[at].pc, blocks[at].bytes, blocks[at].count) for at in range(count)]
+
     def save(self) -> bytes:
         """The whole state of the vCPU; what an unanswered access would have given is 0."""
         names, sizes = self._vm.state_layout

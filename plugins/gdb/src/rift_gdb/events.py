@@ -92,20 +92,48 @@ class Events:
 
     def _stepped(self, thread: GuestThread, pc: int) -> StopEvent | None:
         plan = thread.plan
-        if plan.kind == "over":
-            return StopEvent("over", SIGTRAP, pc)
         if self._compared:
             for watch, pieces in self._compared:
                 now = _content(pieces)
                 if now != self._before[watch]:
                     self._before[watch] = now
                     return StopEvent("watch", SIGTRAP, pc, watch.address, "write")
+        if self._inside_exception(thread, pc):
+            thread.rearm(self._arranged)
+            return None
+        if plan.kind == "over":
+            return StopEvent("over", SIGTRAP, pc)
         if plan.kind == "step" or (plan.kind == "range" and not plan.first <= pc < plan.last):
             return StopEvent("step", SIGTRAP, pc)
         if pc in self._arranged.hardware:
             return self._breakpoint(pc)
         thread.rearm(self._arranged)
         return None
+
+    def _inside_exception(self, thread: GuestThread, pc: int) -> bool:
+        """Whether a step has taken an exception that is not over yet: it is stepped over, to the report of a fault, or
+        until the guest has dealt with it and goes on. Code behind a vector is stopped by breakpoints."""
+        target = self._target
+        if any(area.virtual <= pc < area.end for area in target.engine.system.areas.values()):
+            return True  # Rift's own: on the way from a fault to its report, from a user call to its answer
+        in_vectors = pc in target.vectors
+        vcpu = thread.context.vcpu
+        if vcpu is None or (thread.exception_stack is None and not in_vectors):
+            return False
+        stack = target.debug.place(vcpu).sp
+        if thread.exception_stack is None:
+            thread.exception_stack = stack
+        if in_vectors or stack < thread.exception_stack or self._is(pc, target.debug.exception_return):
+            return True
+        thread.exception_stack = None
+        return pc == thread.start  # the instruction is tried once more
+
+    def _is(self, pc: int, instruction: bytes) -> bool:
+        """Whether it stands there."""
+        try:
+            return self._target.view(None).read(pc, len(instruction)) == instruction
+        except AddressError:
+            return False
 
     def _breakpoint(self, pc: int) -> StopEvent:
         """Told as the kind that the client has asked for, by whatever means it was carried out."""
@@ -116,12 +144,7 @@ class Events:
         if pc in self._arranged.patched:
             return self._breakpoint(pc)
         target = self._target
-        instruction = target.debug.breakpoint
-        try:
-            there = target.view(None).read(pc, len(instruction))
-        except AddressError:
-            there = instruction
-        if there != instruction:
+        if not self._is(pc, target.debug.breakpoint):
             return None
         behind = pc + target.debug.breakpoint_advance
         vcpu = thread.context.vcpu

@@ -26,7 +26,10 @@ class GuestThread:
         self.number = context.index + 1
         self.plan: Plan = GO
         self.stop: StopEvent | None = None  # not told to the client yet
+        self.told: int | None = None  # where the client has been told that it stopped, until it is let go
         self.deliver = False  # let the fault end the run
+        self.start = 0  # where the plan began
+        self.exception_stack: int | None = None  # the stack pointer at the vector of an exception that a step has taken
         self.lifted = False  # debug registers at the start of a step are left out until it is done
         self.strange: tuple[int, int] | None = None  # a debug exception that belongs to nothing: kind and place
         self.image: Image | None = None  # any thread, while the machine is stopped
@@ -59,6 +62,8 @@ class GuestThread:
             return
         self.strange = None
         place = self._debug.place(vcpu)
+        self.start = place.pc
+        self.exception_stack = None
         steps = self.plan.kind != "go" or bool(arranged.compared)
         way = self._means.step[place.privilege] if steps else ""
         hardware = arranged.hardware
@@ -82,7 +87,9 @@ class GuestThread:
         """Go on stepping: the debug register that the first step left out comes back, and where the privilege levels
         are stepped in different ways, the right one is chosen."""
         if self.lifted or self._means.step["supervisor"] != self._means.step["user"]:
+            start, stack = self.start, self.exception_stack
             self.arm(arranged)
+            self.start, self.exception_stack = start, stack
 
     def calm(self) -> None:
         """Take the guest's own debug exceptions off: it has stopped, and shows its registers."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rift_core.backend import Watchpoint
 from rift_core.errors import HypervisorError, RiftError, StateError, UnsupportedError
+from rift_core.memory import Permission
 from rift_gdb.address_map import AddressMap
 from rift_gdb.errors import INVALID, NOT_THERE, PacketError
 from rift_gdb.guest_thread import GuestThread
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 _REQUEST_SECONDS = 5.0
 _MOST_WATCHPOINTS = 16
+_MOST_VECTORS = 0x1_0000  # bytes of code that vectors may have
 _BY_STEPPING = 32
 """Watchpoints that are told to be possible where the CPU has none: threads are stepped, and memory is compared."""
 
@@ -50,6 +52,7 @@ class Inspection:
         self._layout: Layout | None = None
         self._fitting: dict[tuple[int, int], bool] = {}
         self.map = AddressMap(engine)
+        self.vectors = _vectors(engine)  # code of the payload's own exception vectors
 
     # -- threads ---------------------------------------------------------------------------------
 
@@ -196,6 +199,18 @@ def _try(thread: GuestThread, breakpoints: tuple[int, ...], watchpoints: tuple[W
     finally:
         thread.disarm()
     return True
+
+
+def _vectors(engine: Engine) -> range:
+    vectors = engine.vectors
+    symbol = engine.symbols.find(vectors.symbol) if vectors is not None else None
+    if vectors is None or symbol is None:
+        return range(0)
+    if not engine.translate(vectors.address).permissions & Permission.EXECUTE:
+        return range(0)  # a table of addresses
+    end = engine.symbols.find(f"{vectors.symbol}_end")
+    size = end.address - symbol.address if end is not None else 0
+    return range(symbol.address, symbol.address + (size if 0 < size < _MOST_VECTORS else symbol.size))
 
 
 class _Known:

@@ -146,7 +146,7 @@ class Server:
                 for descriptor, _ in poll.poll():
                     if descriptor == self._wake_reader:
                         self._drain()
-                        self.target.collect()
+                        self.target.idle()
                     else:
                         accepted = self._listener.accept(descriptor)
                         if accepted is not None:

@@ -33,7 +33,7 @@ def stop_reply(session: Session, thread: GuestThread, stop: StopEvent | None) ->
     """
     signal = stop.signal if stop is not None else 0
     words = [f"thread:{thread.number:x}", f"core:{thread.context.index:x}"]
-    words += _registers(session, thread)
+    words += _registers(session, thread, stop)
     if stop is not None:
         words += _reason(session, stop)
     if session.lists_threads:
@@ -41,10 +41,12 @@ def stop_reply(session: Session, thread: GuestThread, stop: StopEvent | None) ->
     return f"T{signal:02x}{';'.join(words)};".encode()
 
 
-def _registers(session: Session, thread: GuestThread) -> list[str]:
+def _registers(session: Session, thread: GuestThread, stop: StopEvent | None) -> list[str]:
     if not thread.held:
         return []
     image = session.target.image(thread)
+    if stop is not None:
+        thread.told = image.values[session.target.engine.isa.program_counter]
     words = []
     for role in _EXPEDITED:
         try:

@@ -76,9 +76,16 @@ class Target(Inspection):
         self._gate.close()
 
     def attach(self) -> None:
-        """A client has come: stop everything, and keep what happens for it."""
+        """A client has come: stop everything, and keep what happens for it. What has happened before stands in
+        ``GuestThread.stop``."""
         self.engaged = True
         self._halt()
+        self.idle()
+
+    def idle(self) -> None:
+        """Nobody is there to be told of anything."""
+        with self._lock:
+            self._reports.clear()
 
     def interrupt(self) -> None:
         """Stop everything, and have :meth:`collect` tell of it."""
@@ -183,6 +190,8 @@ class Target(Inspection):
         self._arranged = self.breakpoints.arrange()
         self._events.remember(self._arranged, self.breakpoints)
         self._over = deque(t for t in plans if t not in delivered and self._stands_on_breakpoint(t))
+        for thread in threads:
+            thread.told = None
         self._advance()
 
     def _report(self, report: GuestThread | Ended | None) -> None:
@@ -210,10 +219,11 @@ class Target(Inspection):
         return True
 
     def _stands_on_breakpoint(self, thread: GuestThread) -> bool:
-        if not self._arranged.patched and not self._arranged.hardware:
+        """Only if the client knows it: a thread that has just come to the place has yet to stop at it."""
+        told = thread.told
+        if told is None or (told not in self._arranged.patched and told not in self._arranged.hardware):
             return False
-        pc = self.place(thread).pc
-        return pc in self._arranged.patched or pc in self._arranged.hardware
+        return self.place(thread).pc == told
 
     def _advance(self) -> None:
         """The next thread steps off its breakpoint; when all have, everybody goes."""
@@ -221,7 +231,9 @@ class Target(Inspection):
             thread = self._over[0]
             if thread.context.running and self.means.step[self.place(thread).privilege]:
                 thread.plan = OVER
-                self._let_go([thread], Arrangement())
+                # The instruction at the breakpoint may write to what is watched.
+                arranged = self._arranged
+                self._let_go([thread], Arrangement(watchpoints=arranged.watchpoints, compared=arranged.compared))
                 return
             self._over.popleft()
         for address, view in self._arranged.patched.items():

@@ -16,7 +16,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Literal
 
-from rift_core.errors import LimitError, RiftError
+from rift_core.errors import LimitError, RiftError, again
 from rift_handlers._native import ffi, lib
 from rift_handlers.flusher import FLUSHER
 from rift_handlers.output import Output
@@ -134,7 +134,7 @@ class Console:
     def _raise_failure(self) -> None:
         failure = self._failure
         if failure is not None:
-            raise failure
+            raise again(failure)
 
     def _limit_error(self) -> LimitError:
         return LimitError(

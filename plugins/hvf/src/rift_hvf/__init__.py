@@ -33,7 +33,7 @@ class HvfConfig(Section):
     )
     system_register_exits: bool = Field(
         default=True,
-        description="Whether accesses to system registers that nobody knows are exits; else the guest gets an exception.",
+        description="Whether accesses to unknown system registers are exits; else the guest gets an exception.",
     )
     measure: bool = Field(
         default=True,

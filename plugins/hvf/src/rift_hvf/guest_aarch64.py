@@ -85,8 +85,8 @@ class Aarch64Guest:
     def registers(self) -> dict[str, int]:
         """EL1, in front of the code."""
         return {
-            "x0": DATA, "x1": 0, "x26": DONE, "x27": FAULTS, "pstate": EL1H, "pc": CODE, "sp": STACK, "vbar_el1": VECTORS,
-            "sctlr_el1": _SCTLR, "cpacr_el1": _CPACR_FPEN, "mdscr_el1": 0,
+            "x0": DATA, "x1": 0, "x26": DONE, "x27": FAULTS, "pstate": EL1H, "pc": CODE, "sp": STACK,
+            "vbar_el1": VECTORS, "sctlr_el1": _SCTLR, "cpacr_el1": _CPACR_FPEN, "mdscr_el1": 0,
         }  # fmt: skip
 
     def halts(self, laboratory: Laboratory, exit: Exit | None, address: int) -> bool:

@@ -191,6 +191,13 @@ def _inject(laboratory: Laboratory) -> bool:
     return _faulted(laboratory, laboratory.go_on(), UNDEFINED)
 
 
+def _interrupt(laboratory: Laboratory) -> bool:
+    """An interrupt that was injected while they were off arrives when they are on: sti; nop; jmp $."""
+    laboratory.prepare(b"\xfb\x90\xeb\xfe")
+    laboratory.vcpu.inject_interrupt(0x40)
+    return _faulted(laboratory, laboratory.go_on(), 0x40)
+
+
 def _read_only(laboratory: Laboratory) -> bool:
     """A store to a read-only region is an exit, and changes nothing: mov dword [READ_ONLY], 0x1234."""
     return laboratory.is_read_only(b"\xc7\x04\x25" + struct.pack("<II", READ_ONLY, 0x1234), 0x1234, 4)
@@ -230,6 +237,7 @@ def _software_interrupt(user: bool) -> Callable[[Laboratory], bool]:
 _STORE = b"\x48\xa3" + DATA.to_bytes(8, "little")  # mov [DATA], rax
 CAPABILITIES: dict[str, Callable[[Laboratory], bool]] = {
     "inject_exception": _inject,
+    "inject_interrupt": _interrupt,
     "readonly_memory": _read_only,
     "user_msr_exit": _msr_exit,
     "hypercall_exit": _hypercall,

@@ -49,7 +49,10 @@ class Measured:
 class Guest(Protocol):
     """An ISA's guest for experiments, in :data:`MEMORY_SIZE` bytes that are mapped one to one."""
 
-    capabilities: Mapping[str, Callable[[Laboratory], bool]]
+    @property
+    def capabilities(self) -> Mapping[str, Callable[[Laboratory], bool]]:
+        """The experiments, by the capability that each shows."""
+
     code: int  # where code is put
     program_counter: str
 

@@ -97,9 +97,13 @@ def _with_framework(config: HvfConfig, framework: Framework, checks: list[Check]
     try:
         limits = _limits(config, framework)
         vm = HvfVm(
-            config, framework, page_size=limits.page_size, gpa_bits=limits.gpa_bits, capabilities=_wanted(config, framework.isa),
+            config,
+            framework,
+            page_size=limits.page_size,
+            gpa_bits=limits.gpa_bits,
+            capabilities=_wanted(config, framework.isa),
             exit_kinds=_EXIT_KINDS,
-        )  # fmt: skip
+        )
     except HypervisorError as failure:
         reason, remedy = why_no_vm(failure)
         return _failed(checks, "virtual machine", reason, remedy)

@@ -136,6 +136,19 @@ class HvfVCpu:
                 raise HypervisorError("inject_exception", 0, f"{vector} is not the vector of an exception")
             raise_error(self._error)
 
+    def inject_interrupt(self, vector: int) -> None:
+        """Deliver an external interrupt as soon as the guest takes one.
+
+        :raises StateError: another one waits.  :raises HypervisorError: no such vector.
+        """
+        self._require("inject_interrupt")
+        if lib.rift_hvf_vcpu_interrupt(self._native, vector if 0 <= vector < _NO_VECTOR else _NO_VECTOR, self._error):
+            if self._error.code == errno.EBUSY:
+                raise StateError(f"an interrupt waits already for vCPU {self._index}")
+            if self._error.code == errno.EINVAL:
+                raise HypervisorError("inject_interrupt", 0, f"{vector} is not the vector of an interrupt")
+            raise_error(self._error)
+
     def set_debug(
         self,
         *,

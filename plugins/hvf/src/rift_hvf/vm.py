@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rift_core.backend import Binding
@@ -18,6 +19,8 @@ from rift_hvf.framework import Framework, open_framework
 from rift_hvf.vcpu import HvfVCpu
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from rift_core.backend import VmSpec
     from rift_core.exits import ExitHandler, ExitKind
     from rift_core.memory import Gpa, MemoryRegion
@@ -148,7 +151,11 @@ class HvfVm:
         """Make every vCPU fetch what the host has written there, from any thread."""
         with self.lock:
             self._check_open()
-            lib.rift_hvf_vm_code_written(self.native, guest_address, size)
+            lib.rift_hvf_vm_code_changed(self.native, guest_address, size)
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """Nothing: the CPU's atomic instructions work across host and guest."""
+        return nullcontext()
 
     def install(self, handler: ExitHandler) -> None:
         """Install ``handler.native``; before the first vCPU is created.

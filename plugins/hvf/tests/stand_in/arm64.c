@@ -237,7 +237,8 @@ static void vcpu_free(struct vcpu *vcpu) {
 
 static struct vcpu *vcpu_new(void) {
     struct vcpu *vcpu = calloc(1, sizeof(*vcpu));
-    const uint64_t scr = 0x501 | 1 << 10; /* NS, HCE, RW: EL1 is AArch64, and HVC is defined */
+    const uint64_t scr = 1 | 1 << 8 | 1 << 10; /* NS, HCE, RW: HVC is defined, and lower levels are AArch64 */
+    const uint64_t hcr = UINT64_C(1) << 31;    /* RW: so is EL1 */
     vcpu->owner = pthread_self();
     vcpu->exit = calloc(1, sizeof(*vcpu->exit));
     vcpu->mpidr = UINT64_C(1) << 31;
@@ -248,6 +249,7 @@ static struct vcpu *vcpu_new(void) {
         return 0;
     }
     state_set_system(vcpu, S_SCR_EL3, scr);
+    state_set_system(vcpu, S_HCR_EL2, hcr);
     state_set_pstate(vcpu, 0x3C5);
     return vcpu;
 }

@@ -92,7 +92,7 @@ enum {
     S_MDSCR = SYS(2, 0, 0, 2, 2), S_MPIDR = SYS(3, 0, 0, 0, 5), S_SCTLR = SYS(3, 0, 1, 0, 0), S_SPSR = SYS(3, 0, 4, 0, 0),
     S_ELR = SYS(3, 0, 4, 0, 1), S_SP_EL0 = SYS(3, 0, 4, 1, 0), S_ESR = SYS(3, 0, 5, 2, 0), S_FAR = SYS(3, 0, 6, 0, 0),
     S_VBAR = SYS(3, 0, 12, 0, 0), S_TPIDR_EL1 = SYS(3, 0, 13, 0, 4), S_CNTV_CTL = SYS(3, 3, 14, 3, 1),
-    S_CNTV_CVAL = SYS(3, 3, 14, 3, 2), S_SP_EL1 = SYS(3, 4, 4, 1, 0), S_SCR_EL3 = SYS(3, 6, 1, 1, 0)
+    S_CNTV_CVAL = SYS(3, 3, 14, 3, 2), S_SP_EL1 = SYS(3, 4, 4, 1, 0), S_HCR_EL2 = SYS(3, 4, 1, 1, 0), S_SCR_EL3 = SYS(3, 6, 1, 1, 0)
 };
 
 #endif

@@ -236,6 +236,8 @@ static uint64_t timer_ticks(struct vcpu *vcpu) {
 void run_synchronise(struct vcpu *vcpu) {
     if (atomic_exchange(&vcpu->code_changed, 0))
         uc_ctl_flush_tb(vcpu->engine);
+    if (vcpu->regions_seen == atomic_load(&machine->generation))
+        return; /* without the lock, for which others may wait */
     pthread_mutex_lock(&machine_lock);
     const unsigned generation = atomic_load(&machine->generation);
     if (vcpu->regions_seen != generation) {

@@ -52,6 +52,7 @@ class Debug:
     triple = "x86_64-unknown-none"
     breakpoint = b"\xcc"  # INT3
     breakpoint_advance = 1
+    exception_return = b"\x48\xcf"  # IRETQ
     watch_is_late = True
     core_machine = 62  # EM_X86_64
 

@@ -12,7 +12,7 @@ from rift_x86_64 import builtin_code, calls, entry, faults, paging, user_calls
 from rift_x86_64.config import PAGE_SIZES
 from rift_x86_64.debug import Debug
 from rift_x86_64.registers import GENERAL, REGISTERS
-from rift_x86_64.vectors import RUNTIME_SYMBOL, TABLE_SYMBOL, make_idt
+from rift_x86_64.vectors import RUNTIME_SYMBOL, TABLE_SYMBOL, find_vector, make_idt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,6 +148,19 @@ class X86_64:  # noqa: N801 - the ISA's name
         frame = user_calls.read_frame(reader, first["rsp"])
         if user_calls.is_disguised_call(frame, first["rcx"], self._code.user_call):
             return None
+        return faults.describe(frame, vcpu.read_registers(faults.READ_AT_FAULT), reader, self._guards)
+
+    def entered_exception(self, vcpu: RegisterAccess, reader: GuestReader) -> GuestFault | None:
+        """The exception whose handler the guest has just entered, or None if it stands at no handler's start.
+
+        For tracers, which see each instruction; only right behind the delivery.
+        :raises AddressError: the descriptor table or the frame cannot be read.
+        """
+        first = vcpu.read_registers(("rip", "rsp", "idtr.base", "idtr.limit"))
+        vector = find_vector(reader.read_virtual(first["idtr.base"], first["idtr.limit"] + 1), first["rip"])
+        if vector is None:
+            return None
+        frame = user_calls.entry_frame(reader, first["rsp"], vector)
         return faults.describe(frame, vcpu.read_registers(faults.READ_AT_FAULT), reader, self._guards)
 
     def read_user_call(self, vcpu: RegisterAccess, reader: GuestReader, exit: Exit) -> Exit:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rift_core import doorbell
 from rift_core.errors import AddressError
 from rift_core.exits import Exit, ExitKind
+from rift_x86_64.builtin_code import ERROR_CODE_VECTORS
 from rift_x86_64.paging import LOWER_HALF, SMALL_PAGE
 
 if TYPE_CHECKING:
@@ -42,6 +43,18 @@ class Frame(NamedTuple):
     rflags: int
     rsp: int
     ss: int
+
+
+def entry_frame(reader: GuestReader, address: int, vector: int) -> Frame:
+    """The frame as the CPU has pushed it at ``address``, for a handler's first instruction.
+
+    :raises AddressError: it cannot be read.
+    """
+    has_code = vector in ERROR_CODE_VECTORS
+    words = struct.unpack("<6Q", reader.read_virtual(address, 48)) if has_code else (0,)
+    if not has_code:
+        words = (0, *struct.unpack("<5Q", reader.read_virtual(address, 40)))
+    return Frame(vector, *words)
 
 
 def read_frame(reader: GuestReader, address: int) -> Frame:

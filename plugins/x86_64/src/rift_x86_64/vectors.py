@@ -51,6 +51,16 @@ def make_idt(vectors: Vectors | None, builtin: int) -> bytes:
     return _from_table(vectors, builtin)
 
 
+def find_vector(idt: bytes, handler: int) -> int | None:
+    """The first vector of an IDT whose gate leads to ``handler``."""
+    for vector in range(len(idt) // 16):
+        low, high = struct.unpack_from("<QQ", idt, 16 * vector)
+        target = low & 0xFFFF | low >> 32 & 0xFFFF_0000 | (high & 0xFFFF_FFFF) << 32
+        if low >> 47 & 1 and target == handler:
+            return vector
+    return None
+
+
 def looks_like_table(host: memoryview) -> bool:
     """Whether the bytes have the layout of an interrupt table, at least one entry used, the GDT behind it."""
     if host.nbytes < _TABLE_SIZE + 24:

@@ -22,6 +22,7 @@ def _argument(text: str) -> int:
 @machine_options
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End the guest after.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which backend runs the guest, and why.")
+@click.option("--profile", is_flag=True, help="Count executed instructions by symbol (needs riftvm-tools).")
 @click.argument("arguments", nargs=-1)
 def command(
     file: Path,
@@ -31,6 +32,7 @@ def command(
     settings: tuple[str, ...],
     timeout: float | None,
     verbose: bool,
+    profile: bool,
     arguments: tuple[str, ...],
 ) -> int:
     """Run a payload and return the guest's status.
@@ -48,5 +50,10 @@ def command(
             click.echo(f"rift: backend {machine.backend_reason}", err=True)
         for notice in machine.notices:
             click.echo(f"rift: {notice}", err=True)
-        stop = machine.run(*numbers, timeout=timeout)
+        counts = machine.extend("profile") if profile else None
+        try:
+            stop = machine.run(*numbers, timeout=timeout)
+        finally:
+            if counts is not None:
+                click.echo(counts.report(), err=True)
     return stop.status & 0xFF

@@ -144,13 +144,14 @@ class BackendConformance(
         from rift_core.assembly import RAW_CODE_ADDRESS
         from rift_core.machine import open_machine
 
-        name, _ = probe_backend(backend)
+        name, probe = probe_backend(backend)
+        page = max(probe.limits.page_size, 0x1000)
 
         def use() -> None:
             with open_machine(code=guests.add_function(), isa=isa, backend=name) as machine:
                 assert machine.call(RAW_CODE_ADDRESS, 2, 3) == 5
-                machine.map(UNMAPPED, 0x1000)
-                machine.unmap(UNMAPPED, 0x1000)
+                machine.map(UNMAPPED, page)
+                machine.unmap(UNMAPPED, page)
                 for _ in range(2):  # the second thread adopts what the first one parked
                     Worker(lambda: machine.call(RAW_CODE_ADDRESS, 4, 5)).join()
                 machine.thread("main").start(1, 2).join(timeout=SECONDS)

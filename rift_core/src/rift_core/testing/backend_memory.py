@@ -21,7 +21,7 @@ _RW = Permission.READ | Permission.WRITE
 VALUE = 0x0123_4567_89AB_CDEF
 
 
-def region(address: int, size: int = 0x1000, permissions: Permission = _RW) -> MemoryRegion:
+def region(address: int, size: int, permissions: Permission = _RW) -> MemoryRegion:
     """A region with memory of its own."""
     return MemoryRegion(Gpa(address), HostMemory(size).view, permissions, "extra")
 
@@ -50,39 +50,40 @@ class MemoryTests:
         assert bench.number(DATA + 0xFFD) == VALUE
 
     @pytest.mark.parametrize(
-        ("address", "size"),
+        ("address", "further", "pages"),  # `further`: pages from the address on
         [
-            pytest.param(EXTRA + 0x10, 0x1000, id="misaligned-address"),
-            pytest.param(RAM, 0x1000, id="same-start"),
-            pytest.param(RAM + RAM_SIZE - 0x1000, 0x2000, id="overlaps-the-end"),
-            pytest.param(RAM - 0x1000, 0x2000, id="overlaps-the-start"),
-            pytest.param(RAM + 0x1000, 0x1000, id="inside"),
+            pytest.param(EXTRA + 0x10, 0, 1, id="misaligned-address"),
+            pytest.param(RAM, 0, 1, id="same-start"),
+            pytest.param(RAM + RAM_SIZE, -1, 2, id="overlaps-the-end"),
+            pytest.param(RAM, -1, 2, id="overlaps-the-start"),
+            pytest.param(RAM, 1, 1, id="inside"),
         ],
     )
-    def test_bad_region_is_refused(self, bench: Bench, address: int, size: int) -> None:
+    def test_bad_region_is_refused(self, bench: Bench, address: int, further: int, pages: int) -> None:
         vcpu = self._loop(bench)
         assert bench.run(vcpu).value == VALUE
         with pytest.raises(HypervisorError):
-            bench.vm.map_memory(region(address, size))
+            bench.vm.map_memory(region(address + further * bench.page, pages * bench.page))
         assert bench.run(vcpu).value == VALUE
-        bench.vm.map_memory(region(EXTRA))
+        bench.vm.map_memory(region(EXTRA, bench.page))
 
     def test_misaligned_size_is_refused(self, bench: Bench) -> None:
-        whole = HostMemory(0x2000)
-        for view in (whole.view[:0x1800], whole.view[0x800:0x1800], whole.view[:0]):
+        whole = HostMemory(2 * bench.page)
+        half = bench.page // 2
+        for view in (whole.view[: 3 * half], whole.view[half : 3 * half], whole.view[:0]):
             with pytest.raises(HypervisorError):
                 bench.vm.map_memory(MemoryRegion(Gpa(EXTRA), view, _RW, "bad"))
         bench.vm.map_memory(MemoryRegion(Gpa(EXTRA), whole.view, _RW, "good"))
 
     def test_out_of_reach_region_is_refused(self, bench: Bench) -> None:
         with pytest.raises(HypervisorError):
-            bench.vm.map_memory(region(1 << bench.probe.limits.gpa_bits))
+            bench.vm.map_memory(region(1 << bench.probe.limits.gpa_bits, bench.page))
 
     def test_unmapping_what_is_not_there_is_refused(self, bench: Bench) -> None:
         with pytest.raises(HypervisorError):
             bench.vm.unmap_memory(Gpa(EXTRA))
         with pytest.raises(HypervisorError):
-            bench.vm.unmap_memory(Gpa(RAM + 0x1000))
+            bench.vm.unmap_memory(Gpa(RAM + bench.page))
 
     def test_region_comes_and_goes_while_the_guest_runs(self, bench: Bench) -> None:
         g = bench.guests
@@ -91,7 +92,7 @@ class MemoryTests:
         assert (exit.kind, exit.address, exit.is_write) == (ExitKind.MMIO, EXTRA, False)
         assert bench.run(vcpu, 5).value == 5
         for round_ in range(3):
-            extra = region(EXTRA)
+            extra = region(EXTRA, bench.page)
             extra.host[:8] = (VALUE + round_).to_bytes(8, "little")
             bench.vm.map_memory(extra)
             exit = bench.run(vcpu)
@@ -104,13 +105,14 @@ class MemoryTests:
     def test_many_regions(self, bench: Bench) -> None:
         g = bench.guests
         count = min(bench.probe.limits.max_slots - 1, 24)
+        step = 2 * bench.page
         for n in range(count):
-            bench.vm.map_memory(region(EXTRA + 0x2000 * n))  # a hole behind each
-        code = b"".join(g.copy(EXTRA + 0x2000 * n, DATA + 8 * n) for n in range(count))
+            bench.vm.map_memory(region(EXTRA + step * n, bench.page))  # a hole behind each
+        code = b"".join(g.copy(EXTRA + step * n, DATA + 8 * n) for n in range(count))
         vcpu = bench.vcpu(code + g.end())
         bench.finish(vcpu)
         for n in range(count):
-            bench.vm.unmap_memory(Gpa(EXTRA + 0x2000 * n))
+            bench.vm.unmap_memory(Gpa(EXTRA + step * n))
 
     def test_instructions_that_the_host_has_changed(self, bench: Bench) -> None:
         g = bench.guests
@@ -127,7 +129,7 @@ class MemoryTests:
     @requires("readonly_memory")
     def test_read_only_region(self, bench: Bench) -> None:
         g = bench.guests
-        memory = HostMemory(0x1000)
+        memory = HostMemory(bench.page)
         memory.view[:8] = VALUE.to_bytes(8, "little")
         bench.vm.map_memory(MemoryRegion(Gpa(EXTRA), memory.view.toreadonly(), Permission.READ, "rom"))
         vcpu = bench.vcpu(g.copy(EXTRA, DATA) + g.store(EXTRA + 8, 4, 7) + g.end())

@@ -57,6 +57,7 @@ class Bench:
         self.guests = guests
         self.name, self.probe = probe_backend(backend)
         self.isa_name = isa
+        self.page = self.probe.limits.page_size  # of regions
         self.isa, self._manager = _load_isa(backend, self.name, isa, self.probe)
         binding = self._manager.hook.rift_binding(backend=self.name, isa=isa)
         info = plugin_info(backend, "backend")

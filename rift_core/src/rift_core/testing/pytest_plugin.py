@@ -2,8 +2,9 @@
 
 ``--rift-require=kvm[,...]``
     The named backends must work here. A test that needs one that does not fails, instead of being skipped;
-    so does a test for which a tool is missing (``require_tool``), and a test that is skipped because any
-    backend lacks a capability, unless the list of expected gaps says so.
+    so does a test for which a tool or module is missing (``require_tool``, ``require_module``), a test that is
+    skipped because any backend lacks a capability, unless the list of expected gaps says so, and a test that
+    is skipped without any of these: ``skip_here`` is for what a host cannot have.
 
 ``--rift-gaps=FOLDER``
     Where those lists are; ``tests/expected_gaps`` below pytest's root folder unless given. One file for each
@@ -32,6 +33,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from rift_core.testing.tools import TestSession
 
 pytest.register_assert_rewrite(
@@ -79,6 +82,61 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
     if _OLD_SESSION in config.stash:
         set_session(config.stash[_OLD_SESSION])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under ``--rift-require`` a skip that nobody has accounted for is a failure."""
+    report = yield
+    reason = _unaccounted(call.excinfo)
+    if report.skipped and reason is not None and not _is_listed(item):
+        report.outcome, report.longrepr = "failed", _UNACCOUNTED.format(reason=reason)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a whole module."""
+    report = yield
+    if report.skipped and report.call is not None:
+        reason = _unaccounted(report.call.excinfo)
+        if reason is not None:
+            report.outcome, report.longrepr = "failed", _UNACCOUNTED.format(reason=reason)
+    return report
+
+
+_UNACCOUNTED = (
+    "--rift-require: skipped because: {reason}\n"
+    "A skip must say why it may be one: require_tool, require_module, require_backend, require_capability, skip_here "
+    "of rift_core.testing.tools, or the test's name in the list of expected gaps."
+)
+
+
+def _unaccounted(error: pytest.ExceptionInfo[BaseException] | None) -> str | None:
+    """The reason of a skip, if everything is required and it was not decided in ``rift_core.testing.tools``."""
+    from rift_core.testing.tools import session as current
+
+    if error is None or not isinstance(error.value, pytest.skip.Exception) or not current().required:
+        return None
+    reason = str(error.value.msg)
+    return None if reason in current().accounted else reason
+
+
+def _is_listed(item: pytest.Item) -> bool:
+    """Whether a list of expected gaps that is in use names the test."""
+    from rift_core.testing.tools import session as current
+
+    names = {item.nodeid, item.name, getattr(item, "originalname", item.name)}
+    for gaps in current().lists.values():
+        listed = names & gaps.reasons.keys()
+        if listed:
+            gaps.used |= listed
+            return True
+    return False
 
 
 @pytest.hookimpl(trylast=True)

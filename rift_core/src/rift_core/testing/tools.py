@@ -11,6 +11,7 @@ import shutil
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -23,8 +24,10 @@ from rift_core.plugin import ENTRY_POINTS, PluginInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import ModuleType
 
     from rift_core.backend import ProbeResult
+    from rift_core.build import Compiler
 
 M = TypeVar("M")
 
@@ -74,6 +77,7 @@ class TestSession:
     lists: dict[str, GapList] = field(default_factory=dict)
     missing: Counter[str] = field(default_factory=Counter)  # sentence -> tests
     remedies: dict[str, str] = field(default_factory=dict)  # sentence -> what to do
+    accounted: set[str] = field(default_factory=set)  # reasons of skips that were decided here
 
     def gaps(self, machine: str) -> GapList:
         """The expected gaps of a kind of machine, read once."""
@@ -86,7 +90,9 @@ class TestSession:
         self.missing[sentence] += 1
         if remedy:
             self.remedies[sentence] = remedy
-        pytest.skip(f"{sentence}; {remedy}" if remedy else sentence)
+        reason = f"{sentence}; {remedy}" if remedy else sentence
+        self.accounted.add(reason)
+        pytest.skip(reason)
 
     def unlisted(self) -> Iterator[str]:
         """Entries of the lists in use that no test needed."""
@@ -236,6 +242,50 @@ def skip_expected_gap(machine: str, tests: tuple[str, ...]) -> None:
     if listed is not None:
         gaps.used.add(listed)
         session().skip(f"{listed} does not work on {machine}", f"expected: {gaps.reasons[listed]}")
+
+
+def skip_here(sentence: str, remedy: str = "") -> NoReturn:
+    """Skip, even where everything is required: for what this host cannot have, or nobody needs to have.
+
+    Another operating system or CPU, an older version of a tool, a compiler beyond gcc and clang. Not for what
+    ``require_tool`` and the others ask for.
+    """
+    session().skip(sentence, remedy)
+
+
+def only_where(condition: bool, reason: str) -> pytest.MarkDecorator:
+    """The same as a mark, for what is known when the module is imported: ``pytestmark = only_where(...)``."""
+    session().accounted.add(reason)
+    return pytest.mark.skipif(not condition, reason=reason)
+
+
+def require_module(name: str, *, package: str = "") -> ModuleType:
+    """An importable module; the test is skipped, or fails under ``--rift-require``, where it is missing.
+
+    :param package: the distribution that has it; the module's name unless given.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        sentence, remedy = f"the module {name} is missing ({error})", f"pip install {package or name}"
+        if session().required:
+            pytest.fail(f"--rift-require: {sentence}; {remedy}", pytrace=False)
+        session().skip(sentence, remedy)
+
+
+def require_payload_compiler(isa: str, name: str | None = None) -> Compiler:
+    """What ``rift build`` would take for ``isa``; the test is skipped, or fails under ``--rift-require``.
+
+    :param name: a compiler; whichever is there unless given. Only gcc and clang are ever required.
+    """
+    from rift_core.build import BuildError, Target, find_compiler, isa_sources
+
+    try:
+        return find_compiler(Target.read(isa, isa_sources(isa)), name)
+    except BuildError as error:
+        if session().required and name in (None, "gcc", "clang"):
+            pytest.fail(f"--rift-require: {error}", pytrace=False)
+        session().skip(str(error))
 
 
 def require_tool(name: str, *, package: str = "") -> str:

@@ -22,6 +22,7 @@ from rift_core.testing.tools import (
     require_backend,
     require_capability,
     skip_expected_gap,
+    skip_here,
 )
 from rift_core.testing.x86_64_devices import MmioTests, PortTests
 from rift_core.testing.x86_64_exceptions import DebugTests, ExceptionTests, InterruptTests, PrivilegeTests
@@ -55,7 +56,7 @@ class X86_64Behaviour(  # noqa: N801 - the architecture's name
         """A bare machine, once it is sure that the test can run with the backend."""
         probe = require_backend(plugin)
         if probe.isas and "x86_64" not in probe.isas:
-            pytest.skip("this backend runs no x86-64 guests here")
+            skip_here("this backend runs no x86-64 guests here")
         module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
         name, _ = probe_backend(module)
         names = (request.node.nodeid, request.node.name, request.node.name.partition("[")[0])

@@ -6,6 +6,7 @@ import pytest
 
 from rift_core.exits import Exit, ExitKind
 from rift_core.testing.requirements import requires
+from rift_core.testing.tools import skip_here
 from rift_core.testing.x86_64_machine import CODE, DATA, DEVICE, DEVICE_GPA, FLAG_DF, Machine
 
 VALUE = 0x8877_6655_4433_2211
@@ -123,7 +124,7 @@ class MmioTests:
 
     def test_sixteen_bytes_come_in_two(self, machine: Machine) -> None:
         if "sse" not in machine.probe.features.names:
-            pytest.skip("vector instructions do not work in ring 0 here")
+            skip_here("vector instructions do not work in ring 0 here")
         machine.start(b"\x0f\x11\x07\xf4", rdi=DEVICE, xmm0=VALUE << 64 | 0x1122)  # movups [rdi], xmm0
         assert access(machine.go()) == (ExitKind.MMIO, DEVICE_GPA, 8, 0x1122, True)
         assert access(machine.go()) == (ExitKind.MMIO, DEVICE_GPA + 8, 8, VALUE, True)

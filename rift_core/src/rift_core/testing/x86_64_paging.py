@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rift_core.testing.tools import skip_here
 from rift_core.testing.x86_64_machine import (
     ACCESSED,
     CODE,
@@ -118,13 +119,13 @@ class PagingTests:
 
     def test_supervisor_mode_execution_prevention(self, machine: Machine) -> None:
         if "smep" not in machine.probe.features.names:
-            pytest.skip("this CPU has no SMEP")
+            skip_here("this CPU has no SMEP")
         frame = machine.fault(JUMP, rdi=USER_CODE, cr4=CR4 | CR4_SMEP)
         assert (frame.vector, frame.code, frame.rip) == (PAGE_FAULT, 0x11, USER_CODE)
 
     def test_supervisor_mode_access_prevention(self, machine: Machine) -> None:
         if "smap" not in machine.probe.features.names:
-            pytest.skip("this CPU has no SMAP")
+            skip_here("this CPU has no SMAP")
         frame = machine.fault(LOAD, rdi=USER_DATA, cr4=CR4 | CR4_SMAP)
         assert (frame.vector, frame.code, frame.rip) == (PAGE_FAULT, 0x1, CODE)
 
@@ -162,7 +163,7 @@ class PagingTests:
 
     def test_gigabyte_page(self, machine: Machine) -> None:
         if 0x4000_0000 not in machine.probe.features.page_sizes:
-            pytest.skip("this CPU has no pages of 1 GiB")
+            skip_here("this CPU has no pages of 1 GiB")
         machine.put64(PDPT + 8, LARGE | PRESENT | WRITABLE)
         machine.put64(DATA, 0x9876)
         machine.finish(LOAD, rdi=0x4000_0000 + DATA)

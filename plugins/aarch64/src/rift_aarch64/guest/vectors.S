@@ -212,4 +212,7 @@ resume:
     eret
     RIFT_END(common_0)
 
+    RIFT_GLOBAL(rift_vectors_end)
+RIFT_C(rift_vectors_end): /* debuggers step over exceptions: between the two symbols they do not stop */
+
     RIFT_END_OF_FILE

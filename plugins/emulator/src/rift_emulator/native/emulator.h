@@ -135,6 +135,18 @@ struct rift_emulator_debug_point {
 int rift_emulator_vcpu_debug(struct rift_emulator_vcpu *vcpu, int single_step, int software, uint32_t count,
                              const struct rift_emulator_debug_point *points, struct rift_error *error);
 
+/* A run of instructions that the guest has executed from its start to its end, `count` times. */
+struct rift_emulator_block {
+    uint64_t pc, count;
+    uint32_t bytes, reserved;
+};
+
+/* Counts executed code from now on, from zero, or no longer. */
+int rift_emulator_vcpu_profile(struct rift_emulator_vcpu *vcpu, int on, struct rift_error *error);
+
+/* Up to `room` blocks, in no order; returns how many there are. */
+uint32_t rift_emulator_vcpu_blocks(struct rift_emulator_vcpu *vcpu, struct rift_emulator_block *blocks, uint32_t room);
+
 /* -- the part of a vCPU that any thread may use, also after the vCPU is gone ------------------------- */
 
 /* The vCPU's control block with one more reference, dropped by rift_emulator_control_release. */

@@ -174,6 +174,18 @@ struct rift_emulator_points {
 /* Whether there is a breakpoint at `pc`. */
 int rift_emulator_breakpoint_at(const struct rift_emulator_vcpu *vcpu, uint64_t pc);
 
+/* -- executed code: emulator_profile.c -------------------------------------------------------------- */
+
+struct rift_emulator_profile {
+    unicorn_hook hook;                  /* 0: off */
+    struct rift_emulator_block *blocks; /* hash table by pc and size, open addressing; count 0: free */
+    uint32_t slots, used;               /* a power of two */
+    uint64_t pc;                        /* the block that runs */
+    uint32_t bytes;                     /* 0: none */
+};
+
+void rift_emulator_profile_release(struct rift_emulator_vcpu *vcpu);
+
 /* -- vCPUs: emulator_vcpu.c, emulator_run.c --------------------------------------------------------- */
 
 /* What a hook has decided. */
@@ -208,6 +220,7 @@ struct rift_emulator_vcpu {
     struct rift_emulator_devices devices;
     struct rift_emulator_code code;
     struct rift_emulator_points points;
+    struct rift_emulator_profile profile;
     struct rift_emulator_region *mapped; /* what the engine has */
     uint32_t mapped_count;
     unsigned generation, flushes;

@@ -41,6 +41,7 @@ int rift_emulator_vcpu_offer(struct rift_emulator_vcpu *vcpu, struct rift_exit *
 }
 
 void rift_emulator_vcpu_leave(struct rift_emulator_vcpu *vcpu, enum rift_emulator_outcome outcome) {
+    rift_emulator_cut(&vcpu->cpu, vcpu->binding->program_counter(&vcpu->cpu));
     vcpu->outcome = outcome;
     vcpu->cpu.leaving = 1;
     unicorn.emu_stop(vcpu->cpu.engine);

@@ -36,6 +36,9 @@ void rift_emulator_debug_exit(struct rift_emulator_cpu *cpu, uint64_t kind, uint
 /* From a hook: whether there is a breakpoint at `pc`, where the engine halts before the instruction. */
 int rift_emulator_breakpoint(struct rift_emulator_cpu *cpu, uint64_t pc);
 
+/* From a hook: the guest leaves the straight line at `pc`, whose instruction has not been executed. */
+void rift_emulator_cut(struct rift_emulator_cpu *cpu, uint64_t pc);
+
 /* Around an instruction that ended with an exit of its own, in place of rift_emulator_stepped. */
 void rift_emulator_instruction_over(struct rift_emulator_cpu *cpu);
 

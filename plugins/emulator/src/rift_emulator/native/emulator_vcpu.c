@@ -49,6 +49,7 @@ static void destroy(struct rift_emulator_vcpu *vcpu) {
     rift_emulator_engine_close(vcpu->cpu.engine, vcpu->cpu.context);
     rift_emulator_code_release(vcpu);
     rift_emulator_devices_release(vcpu);
+    rift_emulator_profile_release(vcpu);
     rift_emulator_control_release(vcpu->control);
     free(vcpu->mapped);
     free(vcpu);

@@ -186,6 +186,7 @@ static void debug_exception(struct rift_emulator_cpu *cpu) {
 static void exception(struct rift_emulator_cpu *cpu, int vector) {
     struct unicorn_context *context = cpu->context;
     x86_load(cpu);
+    rift_emulator_cut(cpu, x86_get(context, layout->rip));
     int software = x86_get32(context, layout->is_interrupt) != 0;
     uint32_t code = x86_get32(context, layout->error_code);
     /* The engine would take the next exception for a nested one, and its cause for that of the next. */

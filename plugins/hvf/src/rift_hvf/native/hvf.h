@@ -67,7 +67,7 @@ int rift_hvf_vm_quiet(struct rift_hvf_vm *vm);
 void rift_hvf_vm_flush(struct rift_hvf_vm *vm);
 
 /* Makes every vCPU fetch the instructions that the host has written to [gpa, gpa + bytes). */
-void rift_hvf_vm_code_written(struct rift_hvf_vm *vm, uint64_t gpa, uint64_t bytes);
+void rift_hvf_vm_code_changed(struct rift_hvf_vm *vm, uint64_t gpa, uint64_t bytes);
 
 /* Registers a native handler; before the first vCPU is created. As rift_dispatch_add. */
 int rift_hvf_vm_install(struct rift_hvf_vm *vm, uint32_t kind, uint64_t first, uint64_t last, uintptr_t handle,
@@ -118,6 +118,7 @@ int rift_hvf_vcpu_write(struct rift_hvf_vcpu *vcpu, const uint32_t *ids, uint32_
 /* As the functions of struct rift_hvf_binding. Owning thread only. */
 int rift_hvf_vcpu_inject(struct rift_hvf_vcpu *vcpu, uint32_t vector, int has_code, uint32_t code,
                          struct rift_error *error);
+int rift_hvf_vcpu_interrupt(struct rift_hvf_vcpu *vcpu, uint32_t vector, struct rift_error *error);
 int rift_hvf_vcpu_debug(struct rift_hvf_vcpu *vcpu, const struct rift_hvf_debug *debug, struct rift_error *error);
 int rift_hvf_vcpu_save(struct rift_hvf_vcpu *vcpu, void *buffer, size_t *bytes, struct rift_error *error);
 int rift_hvf_vcpu_restore(struct rift_hvf_vcpu *vcpu, const void *buffer, size_t bytes, struct rift_error *error);

@@ -145,22 +145,17 @@ void rift_hvf_memory_end_service(struct rift_hvf_vm *vm) {
 }
 
 /* Instruction caches are not coherent with stores on every CPU; where the framework's system has no such call,
- * they are. */
-void rift_hvf_vm_code_written(struct rift_hvf_vm *vm, uint64_t gpa, uint64_t bytes) {
-    if (!vm->framework->calls.icache_invalidate)
+ * they are. Only what is memory counts. */
+void rift_hvf_vm_code_changed(struct rift_hvf_vm *vm, uint64_t gpa, uint64_t bytes) {
+    if (!vm->framework->calls.icache_invalidate || !bytes)
         return;
-    while (bytes) {
-        pthread_mutex_lock(&vm->lock);
-        const struct rift_hvf_region *region = region_at(vm, gpa);
-        uint64_t size = region ? region->bytes - (gpa - region->gpa) : 0;
-        if (size > bytes)
-            size = bytes;
-        if (size)
-            vm->framework->calls.icache_invalidate(region->host + (gpa - region->gpa), size);
-        pthread_mutex_unlock(&vm->lock);
-        if (!size)
-            return;
-        gpa += size;
-        bytes -= size;
+    const uint64_t last = gpa + (bytes - 1);
+    pthread_mutex_lock(&vm->lock);
+    for (uint32_t at = position(vm, gpa); at < vm->region_count && vm->regions[at].gpa <= last; ++at) {
+        const struct rift_hvf_region *region = &vm->regions[at];
+        const uint64_t first = gpa > region->gpa ? gpa - region->gpa : 0;
+        const uint64_t end = last - region->gpa < region->bytes ? last - region->gpa + 1 : region->bytes;
+        vm->framework->calls.icache_invalidate(region->host + first, end - first);
     }
+    pthread_mutex_unlock(&vm->lock);
 }

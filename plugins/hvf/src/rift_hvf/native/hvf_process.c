@@ -179,7 +179,7 @@ int rift_hvf_seat_leave(struct rift_hvf_vcpu *vcpu, struct rift_error *error) {
     struct rift_hvf_seat *seat = vcpu->seat;
     if (!seat)
         return 0;
-    if (save(vcpu, error))
+    if (rift_hvf_vcpu_settle(vcpu, 1, error) || save(vcpu, error)) /* a state in the middle of an access cannot be kept */
         return -1;
     rift_hvf_seat_abandon(vcpu);
     int status = clear_seat(seat);

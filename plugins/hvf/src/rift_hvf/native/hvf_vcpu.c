@@ -67,8 +67,6 @@ void rift_hvf_vcpu_forget(struct rift_hvf_vcpu *vcpu) {
 }
 
 int rift_hvf_vcpu_park(struct rift_hvf_vcpu *vcpu, struct rift_error *error) {
-    if (rift_hvf_vcpu_settle(vcpu, 0, error))
-        return -1;
     return rift_hvf_seat_leave(vcpu, error);
 }
 
@@ -104,6 +102,14 @@ int rift_hvf_vcpu_inject(struct rift_hvf_vcpu *vcpu, uint32_t vector, int has_co
     if (vcpu->binding->inject_exception(&vcpu->cpu, vector, has_code, code, error))
         return -1;
     return rift_hvf_vcpu_settle(vcpu, 0, error);
+}
+
+int rift_hvf_vcpu_interrupt(struct rift_hvf_vcpu *vcpu, uint32_t vector, struct rift_error *error) {
+    if (!vcpu->binding->inject_interrupt)
+        return rift_hvf_fail(error, EOPNOTSUPP, "inject_interrupt");
+    if (!vcpu->seat && rift_hvf_seat_take(vcpu, error))
+        return -1;
+    return vcpu->binding->inject_interrupt(&vcpu->cpu, vector, error);
 }
 
 int rift_hvf_vcpu_debug(struct rift_hvf_vcpu *vcpu, const struct rift_hvf_debug *debug, struct rift_error *error) {

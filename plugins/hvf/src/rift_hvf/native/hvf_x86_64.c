@@ -107,6 +107,8 @@ static int setup_controls(struct rift_hvf_cpu *cpu, struct rift_error *error) {
 int rift_hvf_x86_apply_controls(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     const struct rift_hvf_x86 *x86 = x86_of(cpu);
     uint32_t primary = x86->cpu_based, exceptions = 0;
+    if (x86->window)
+        primary |= CPU_IRQ_WINDOW;
     if (x86->debug_step)
         primary |= CPU_MONITOR_TRAP;
     if (x86->debug_count) {
@@ -190,6 +192,7 @@ static int vcpu_create(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     }
     x86->fpu_valid = x86->fpu_changed = 0;
     x86->debug_active = 0;
+    x86->window = 0;
     x86->event = 0;
     x86->open = OPEN_NOTHING;
     if (setup_controls(cpu, error) || setup_state(cpu, error)) {
@@ -231,7 +234,9 @@ static int write_event(struct rift_hvf_cpu *cpu, struct rift_error *error) {
 int rift_hvf_x86_enter(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
     const struct rift_hvf_x86_calls *calls = &cpu->framework->x86;
-    if ((x86->fpu_changed && rift_hvf_x86_store_fpu(cpu, error)) || (x86->event && write_event(cpu, error)))
+    if ((x86->fpu_changed && rift_hvf_x86_store_fpu(cpu, error)) ||
+        ((x86->interrupt || x86->window) && rift_hvf_x86_offer_interrupt(cpu, error)) ||
+        (x86->event && write_event(cpu, error)))
         return -1;
     x86->fpu_valid = 0;
     int status = calls->run_until ? calls->run_until((uint32_t)cpu->id, DEADLINE_FOREVER) : calls->run((uint32_t)cpu->id);
@@ -262,6 +267,7 @@ const struct rift_hvf_binding rift_hvf_x86_64 = {
     .read_registers = rift_hvf_x86_read,
     .write_registers = rift_hvf_x86_write,
     .inject_exception = rift_hvf_x86_inject,
+    .inject_interrupt = rift_hvf_x86_interrupt,
     .set_debug = rift_hvf_x86_set_debug,
     .save = rift_hvf_x86_save,
     .restore = rift_hvf_x86_restore,

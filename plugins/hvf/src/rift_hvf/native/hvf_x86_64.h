@@ -33,6 +33,8 @@ struct rift_hvf_x86 {
     uint64_t qualification, rip;   /* rip: of the instruction that exited */
     uint32_t length;               /* its length, where the hypervisor tells */
     uint32_t event, event_code, event_length; /* to be delivered at the next entry; event 0: nothing */
+    uint32_t interrupt;            /* vector of an external interrupt that waits; 0: none */
+    uint32_t window;               /* an exit is asked for when the guest takes interrupts */
     uint32_t repeats;              /* how often the same exit has led straight back into the guest */
     uint64_t repeated_gpa, repeated_rip;
     /* the open access */
@@ -109,6 +111,10 @@ int rift_hvf_x86_requeue(struct rift_hvf_cpu *cpu, int *delivering, struct rift_
 int rift_hvf_x86_privilege(const struct rift_hvf_cpu *cpu, uint32_t *level, struct rift_error *error);
 int rift_hvf_x86_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                         struct rift_error *error);
+
+int rift_hvf_x86_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rift_error *error);
+/* Before an entry: gives the waiting interrupt to the guest, or asks for an exit when it takes one. */
+int rift_hvf_x86_offer_interrupt(struct rift_hvf_cpu *cpu, struct rift_error *error);
 
 /* -- hvf_x86_64_io.c, hvf_x86_64_mmio.c: accesses to ports and to guest-physical addresses without memory ---- */
 

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 
+enum { FIRST_INTERRUPT = 32 }; /* the vectors below are the CPU's own exceptions */
 enum { BLOCKED_BY_STI_OR_MOV_SS = 3 }; /* interruptibility: SDM volume 3, table 25-3 */
 
 int rift_hvf_x86_privilege(const struct rift_hvf_cpu *cpu, uint32_t *level, struct rift_error *error) {
@@ -53,6 +54,34 @@ int rift_hvf_x86_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code,
     x86->open = OPEN_NOTHING;
     cpu->open = 0;
     return 0;
+}
+
+int rift_hvf_x86_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rift_error *error) {
+    struct rift_hvf_x86 *x86 = x86_of(cpu);
+    if (vector < FIRST_INTERRUPT || vector > 255)
+        return rift_hvf_fail(error, EINVAL, "inject_interrupt");
+    if (x86->interrupt)
+        return rift_hvf_fail(error, EBUSY, "inject_interrupt");
+    x86->interrupt = vector;
+    return 0;
+}
+
+/* An event that is to be delivered comes first; one at a time. */
+int rift_hvf_x86_offer_interrupt(struct rift_hvf_cpu *cpu, struct rift_error *error) {
+    struct rift_hvf_x86 *x86 = x86_of(cpu);
+    uint64_t rflags, interruptibility;
+    if (rift_hvf_x86_get(cpu, HV_RFLAGS, &rflags, error) ||
+        rift_hvf_x86_vmread(cpu, VMCS_GUEST_INTERRUPTIBILITY, &interruptibility, error))
+        return -1;
+    if (x86->interrupt && !x86->event && (rflags & RFLAGS_IF) && !(interruptibility & BLOCKED_BY_STI_OR_MOV_SS)) {
+        x86->event = EVENT_VALID | EVENT_EXTERNAL | x86->interrupt;
+        x86->interrupt = 0;
+    }
+    const uint32_t wanted = x86->interrupt != 0;
+    if (wanted == x86->window)
+        return 0;
+    x86->window = wanted;
+    return rift_hvf_x86_apply_controls(cpu, error);
 }
 
 /* An exit in the middle of the delivery of an event: it has to be delivered again. SDM volume 3, 25.9.3. */

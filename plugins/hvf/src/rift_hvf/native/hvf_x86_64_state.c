@@ -60,7 +60,7 @@ struct state {
     uint64_t efer, cr8, pat, apic_base;
     uint64_t msrs[X86_MSR_COUNT];
     uint64_t debug[5]; /* the guest's own DR0 to DR3, DR7 */
-    uint32_t event, event_code, event_length, has_fpu;
+    uint32_t event, event_code, event_length, interrupt, has_fpu, unused;
     uint8_t fpu[X86_FPU_BYTES];
 };
 
@@ -103,6 +103,7 @@ int rift_hvf_x86_save(struct rift_hvf_cpu *cpu, void *buffer, size_t *bytes, str
     state->event = x86->event;
     state->event_code = x86->event_code;
     state->event_length = x86->event_length;
+    state->interrupt = x86->interrupt;
     if (cpu->framework->x86.read_fpstate) {
         if (rift_hvf_x86_fetch_fpu(cpu, error))
             return -1;
@@ -150,6 +151,7 @@ int rift_hvf_x86_restore(struct rift_hvf_cpu *cpu, const void *buffer, size_t by
     x86->event = state.event;
     x86->event_code = state.event_code;
     x86->event_length = state.event_length;
+    x86->interrupt = state.interrupt;
     x86->open = OPEN_NOTHING;
     cpu->open = 0;
     if (!state.has_fpu)

@@ -112,24 +112,34 @@ static int decode_mmio(struct rift_kvm_cpu *cpu, struct rift_exit *exit, int red
     return RIFT_KVM_DISPATCH;
 }
 
+/* The first debug register that DR6 names and that was asked for, or -1. `data`: of watchpoints, or of breakpoints.
+ * What was asked for tells which is which: the DR7 that KVM reports may be left over from something else, and the
+ * bits in DR6 are set for registers that are not enabled as well (Intel SDM volume 3, 17.2.3). */
+static int point_hit(const struct rift_kvm_x86 *x86, uint64_t dr6, int data) {
+    uint64_t dr7 = x86->debug.arch.debugreg[7];
+    for (int which = 0; which < 4; ++which)
+        if (dr6 >> which & 1 && dr7 >> 2 * which & 3 && (dr7 >> (16 + 4 * which) & 3 ? 1 : 0) == data)
+            return which;
+    return -1;
+}
+
+/* A watchpoint that the instruction of a step has hit is told as that. */
 static void decode_debug(const struct rift_kvm_x86 *x86, const struct kvm_run *run, struct rift_exit *exit) {
     const struct kvm_debug_exit_arch *debug = &run->debug.arch;
+    const int watch = point_hit(x86, debug->dr6, 1), hit = point_hit(x86, debug->dr6, 0);
     exit->kind = RIFT_EXIT_DEBUG;
     exit->address = debug->pc;
     exit->info[2] = debug->dr6;
     if (debug->exception == 3) {
         exit->info[0] = 2;
-    } else if (debug->dr6 & DR6_STEP) {
+    } else if (watch >= 0) {
+        exit->info[0] = 4;
+        exit->info[1] = x86->debug.arch.debugreg[watch];
+    } else if (debug->dr6 & DR6_STEP || (hit < 0 && x86->debug.control & KVM_GUESTDBG_SINGLESTEP)) {
         exit->info[0] = 1;
-    } else if (debug->dr6 & 15) {
-        uint32_t which = (uint32_t)__builtin_ctzll(debug->dr6 & 15);
-        /* R/W: 0 execution, 1 write, 3 read or write. Of the register that was asked for: what KVM tells of it
-         * may be left over from something else. */
-        uint64_t kind = x86->debug.arch.debugreg[7] >> (16 + 4 * which) & 3;
-        exit->info[0] = kind ? 4 : 3;
-        exit->info[1] = x86->debug.arch.debugreg[which];
     } else {
-        exit->info[0] = (x86->debug.control & KVM_GUESTDBG_SINGLESTEP) ? 1 : 3;
+        exit->info[0] = 3;
+        exit->info[1] = hit >= 0 ? x86->debug.arch.debugreg[hit] : debug->pc;
     }
 }
 

@@ -116,4 +116,7 @@ unhandled:
     iretq
     RIFT_END(common)
 
+    RIFT_GLOBAL(rift_vectors_end)
+RIFT_C(rift_vectors_end): /* debuggers step over exceptions: between the two symbols they do not stop */
+
     RIFT_END_OF_FILE
