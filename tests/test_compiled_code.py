@@ -14,7 +14,7 @@ from machine_code import ISA
 
 from rift_core import Machine, load_config, open_machine
 from rift_core.build import build
-from rift_core.testing.tools import require_backend, require_capability, require_compiler
+from rift_core.testing.tools import require_backend, require_capability, require_compiler, skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,9 +38,9 @@ def probe() -> ProbeResult:
 def options(request: pytest.FixtureRequest, probe: ProbeResult) -> tuple[str, ...]:
     """What the compiler is told beside -O2."""
     if request.param == "avx2" and ISA != "x86_64":
-        pytest.skip("a part of x86-64")
+        skip_here("a part of x86-64")
     if request.param == "avx2" and "avx" not in probe.features.names:
-        pytest.skip("guests have no AVX here")
+        skip_here("guests have no AVX here")
     return (*OPTIONS[request.param], "-ffp-contract=off")
 
 

@@ -161,8 +161,19 @@ def memory_benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, output: Call
     return status, patterns, counts, touched, size
 
 
+def third_party_handler(folder: Path, monkeypatch: pytest.MonkeyPatch, output: Callable[[], str]) -> Any:
+    modules = {entry.module for entry in Catalog.installed() if entry.module is not None}
+    catalog = Catalog.of([*modules, module_of(folder / "rift_dice.py", "rift_dice")])
+    console = io.StringIO()
+    config = load_config(folder / "rift.toml", catalog=catalog)
+    with open_machine(config, catalog=catalog, console=console) as machine:
+        return machine.thread("main").start().join(timeout=30).status, console.getvalue()
+
+
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("example", [hello, page_fault, sandbox, threads, memory_benchmark], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "example", [hello, page_fault, sandbox, threads, memory_benchmark, third_party_handler], ids=lambda f: f.__name__
+)
 def test_the_same_result(
     example: Callable[..., Any],
     format: str,

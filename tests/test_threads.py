@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from machine_code import NAMES
+from machine_code import CODE, NAMES
 
 from rift_core import (
     Exit,
@@ -326,3 +326,25 @@ def test_time_at_a_gate_does_not_count_for_limits(run_code: MakeMachine) -> None
     with pytest.raises(LimitError):
         thread.join(10)
     assert time.monotonic() - started < 5
+
+
+def test_a_run_ends_with_the_fault_of_any_thread(run_code: MakeMachine) -> None:
+    """Though the first one goes on for ever."""
+    with run_code("spin", threads=[{"name": "first"}, {"name": "second"}]) as machine:
+        machine.thread("second").entry = machine.load_code(CODE["undefined"])
+        began = time.monotonic()
+        with pytest.raises(GuestFaultError, match="thread second"):
+            machine.run(timeout=20)
+        assert time.monotonic() - began < 5
+        assert [thread.state for thread in machine.threads] == ["ended", "ended"]
+
+
+def test_a_run_that_takes_too_long_ends_after_its_time_however_many_threads_it_has(
+    run_code: MakeMachine,
+) -> None:
+    with run_code("spin", threads=[{"name": f"t{number}"} for number in range(4)]) as machine:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"t0, t1, t2, t3 still run after 0\.3 s"):
+            machine.run(timeout=0.3)
+        assert 0.3 <= time.monotonic() - began < 0.3 + SOON + 1
+        assert [thread.outcome for thread in machine.threads] == [Stop(0, "killed")] * 4

@@ -35,8 +35,9 @@ class Build:
 
 
 def _available(isa: str, compiler: str) -> Build:
+    result = Build(isa, compiler)
     require_payload_compiler(isa, compiler)
-    return Build(isa, compiler)
+    return result
 
 
 @pytest.fixture(params=[(isa, name) for isa in FOLDERS for name in ("gcc", "clang")], ids="-".join)

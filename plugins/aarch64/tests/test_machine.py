@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rift_core import GuestFaultError, load_config, open_machine
-from rift_core.build import BuildError, build
+from rift_core.build import build
 from rift_core.errors import ConfigError
-from rift_core.testing.tools import require_isa
+from rift_core.testing.tools import require_isa, require_payload_compiler, skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,12 +169,8 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def payload(**options: Any) -> Path:
         key = repr(sorted(options.items()))
         if key not in built:
-            try:
-                built[key] = build(folder / "guest.c", folder / f"guest{len(built)}", "aarch64", **options).path
-            except BuildError as error:
-                if error.output:
-                    raise
-                pytest.skip(str(error))
+            require_payload_compiler("aarch64", options.get("compiler"))
+            built[key] = build(folder / "guest.c", folder / f"guest{len(built)}", "aarch64", **options).path
         return built[key]
 
     return payload
@@ -268,7 +264,7 @@ def test_granules(start: Any, granule: str, contiguous: bool) -> None:
     try:
         machine = start({"granule": granule, "contiguous": contiguous})
     except ConfigError as error:
-        pytest.skip(str(error))
+        skip_here(str(error))
     page = {"4KiB": 0x1000, "16KiB": 0x4000}[granule]
     large = {"4KiB": 0x20_0000, "16KiB": 0x200_0000}[granule]
     assert machine.isa.page_sizes[0] == page

@@ -5,7 +5,21 @@ import pytest
 from rift_core.testing.backend import BackendConformance
 
 
-class TestConformance(BackendConformance):
+class TestX8664(BackendConformance):
     @pytest.fixture
     def plugin(self) -> str:
         return "emulator"
+
+    @pytest.fixture
+    def isa(self) -> str:
+        return "x86_64"
+
+
+class TestAarch64(BackendConformance):
+    @pytest.fixture
+    def plugin(self) -> str:
+        return "emulator"
+
+    @pytest.fixture
+    def isa(self) -> str:
+        return "aarch64"

@@ -118,3 +118,30 @@ int rewrite(unsigned char *place) {
     int first = copy_and_call(place, one);
     return first + 10 * copy_and_call(place, two);
 }
+
+static int skip_fault(uint64_t vector, uint64_t error, struct rift_frame *frame, uintptr_t fault_address) {
+    if (rift_cause(vector, error) != RIFT_CAUSE_PAGE_FAULT || fault_address != 0xdead0000)
+        return 0;
+    counter = 100;
+    extern char after_the_fault[];
+    *rift_frame_pc(frame) = (uintptr_t)after_the_fault;
+    return 1;
+}
+
+__attribute__((noinline)) void mended(void) {
+    counter += 1;
+}
+
+/* A fault that the payload's own handler deals with. */
+int handled(void) {
+    rift_set_exception_handler(skip_fault);
+#ifdef __x86_64__
+    __asm__ volatile("mov $0xdead0000, %%eax\n .globl the_fault\nthe_fault: movl $1, (%%rax)\n"
+                     ".globl after_the_fault\nafter_the_fault: nop" ::: "rax", "memory");
+#else
+    __asm__ volatile("movz x9, #0xdead, lsl #16\n .globl the_fault\nthe_fault: str wzr, [x9]\n"
+                     ".globl after_the_fault\nafter_the_fault: nop" ::: "x9", "memory");
+#endif
+    mended();
+    return counter;
+}

@@ -88,6 +88,33 @@ def test_steps_come_upon_a_fault_too(debug: Debug, privilege: str) -> None:
     assert isinstance(outcome(debugged), GuestFaultError)
 
 
+def test_a_step_goes_over_an_exception_that_the_guest_handles(debug: Debug) -> None:
+    """The payload's own handler runs, hundreds of instructions, and the step ends where it has sent the thread."""
+    debugged = debug("handled")
+    client = debugged.begin()
+    fault = debugged.at("the_fault")
+    assert client.ask(f"Z0,{fault:x},1") == b"OK"
+    assert debugged.pc(client.stop("vCont;c")) == fault
+    # kvm_pvm takes the instruction behind an IRETQ along.
+    beyond = 1 if debugged.machine.backend == "kvm" and debugged.isa == "x86_64" else 0
+    after = debugged.at("after_the_fault")
+    assert after <= debugged.pc(client.stop("vCont;s:1")) <= after + beyond
+    assert client.read(debugged.at("counter"), 4) == (100).to_bytes(4, "little")
+    assert client.ask("vCont;c") == b"W65"
+
+
+def test_breakpoints_in_handlers_stop_all_the_same(debug: Debug) -> None:
+    debugged = debug("handled")
+    client = debugged.begin()
+    handler = debugged.at("skip_fault")
+    assert client.ask(f"Z0,{debugged.at('the_fault'):x},1") == b"OK"
+    assert client.ask(f"Z0,{handler:x},1") == b"OK"
+    client.stop("vCont;c")
+    stop = client.stop("vCont;c")
+    assert debugged.pc(stop) == handler
+    assert client.ask("vCont;c") == b"W65"
+
+
 def test_a_trap_of_the_compiler(debug: Debug, privilege: str) -> None:
     debugged = debug("trap", privilege=privilege)
     client = debugged.begin()

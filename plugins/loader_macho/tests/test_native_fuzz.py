@@ -158,7 +158,8 @@ def test_opcodes(data: bytes, slide: int, cut: int) -> None:
 @given(st.binary(max_size=120), NUMBERS, NUMBERS)
 def test_ranges(data: bytes, offset: int, size: int) -> None:
     keep: list[Any] = []
-    fix = fixer(buffer(data), len(data), 0x1000, 1, keep)
+    memory = buffer(data)
+    fix = fixer(memory, len(data), 0x1000, 1, keep)
     error, found = ffi.new("struct rift_macho_error *"), ffi.new("struct rift_macho_import *")
     lib.rift_macho_rebase(fix, offset, size, error)
     lib.rift_macho_bind(fix, offset, size, 1, found, error)

@@ -137,7 +137,7 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
         problem = _unfit(catalog, probe, name, isa)
         if problem:
             raise PluginUnavailableError(problem)
-        return ChosenBackend(entry, config.backend, probe, f"{name}: chosen by the configuration")
+        return ChosenBackend(entry, config.backend, probe.for_isa(isa), f"{name}: chosen by the configuration")
     listed = [n.strip() for n in os.environ.get("RIFT_BACKENDS", "").split(",") if n.strip()]
     order = listed or list(AUTO_BACKENDS)
     problems: list[str] = []
@@ -154,7 +154,11 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
         if not problem:
             passed = f"; {'; '.join(problems)}" if problems else ""
             return ChosenBackend(
-                entry, section, probe, f"{name}: {probe.reason}{passed}", () if listed else tuple(problems)
+                entry,
+                section,
+                probe.for_isa(isa),
+                f"{name}: {probe.reason}{passed}",
+                () if listed else tuple(problems),
             )
         problems.append(problem)
     raise PluginUnavailableError(
@@ -163,10 +167,7 @@ def choose_backend(config: MachineConfig, catalog: Catalog, isa: str) -> ChosenB
 
 
 def _probe(entry: CatalogEntry, section: Section) -> ProbeResult:
-    probe = entry.info.probe
-    if probe is None:
-        return ProbeResult(True, "has no probe", isas=(host_isa(),))
-    return probe(section)
+    return entry.probe(section) or ProbeResult(True, "has no probe", isas=(host_isa(),))
 
 
 def _unfit(catalog: Catalog, probe: ProbeResult, name: str, isa: str) -> str:

@@ -66,7 +66,8 @@ class ProbeResult:
     ISAs that it can run here; empty: every one that a binding is installed for. ``machine`` names the kind
     of machine for the list of expected gaps (``kvm-pvm``, ``kvm-svm``, ``kvm-vmx``, ``fake``, ...).
     ``emulated``: guests run on a software CPU, slower than on a hypervisor, and not isolated from the host by
-    hardware; users are told.
+    hardware; users are told. ``by_isa``: of a backend that runs several ISAs here, the whole result where it is
+    another one for an ISA.
     """
 
     available: bool
@@ -80,6 +81,11 @@ class ProbeResult:
     machine: str = ""
     emulated: bool = False
     checks: tuple[Check, ...] = ()
+    by_isa: Mapping[str, ProbeResult] = field(default_factory=dict)
+
+    def for_isa(self, isa: str) -> ProbeResult:
+        """What holds for guests of that ISA."""
+        return self.by_isa.get(isa, self)
 
 
 @dataclass(frozen=True, slots=True)

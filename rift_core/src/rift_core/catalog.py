@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_args
 
+from rift_core.backend import ProbeResult
 from rift_core.errors import PluginConflictError, PluginError, PluginLoadError, PluginNotFoundError
 from rift_core.plugin import CORE_TABLES, ENTRY_POINTS, PluginInfo, PluginKind, Section
 
@@ -38,6 +39,22 @@ class CatalogEntry:
     def origin(self) -> str:
         """``riftvm-kvm 0.1.0``."""
         return f"{self.distribution} {self.version}".strip()
+
+    def probe(self, section: Section | None = None) -> ProbeResult | None:
+        """What its probe says, with default settings unless given; None if it has none.
+
+        A probe that raises, which none should, makes it unavailable: the others can be chosen all the same.
+        """
+        if self.info.probe is None:
+            return None
+        try:
+            return self.info.probe(section if section is not None else self.info.config())
+        except Exception as error:
+            if os.environ.get("RIFT_RAISE_PLUGIN_ERRORS") == "1":
+                raise
+            reason = f"its probe failed: {type(error).__name__}: {error}"
+            remedy = f"report that to {self.distribution}; RIFT_RAISE_PLUGIN_ERRORS=1 shows where"
+            return ProbeResult(False, reason, remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -454,6 +454,7 @@ class Context:
             ]
             code = b"".join(word.to_bytes(8, "little") for word in exit.info)[: exit.size]
             if code:
+                lines.append(f"  bytes: {code.hex(' ')}")
                 lines += ["  " + text for text in disassemble(isa, code, pc, pc, 0, 0)]
         lines.append("  registers:")
         lines += format_registers(registers, wanted)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rift_core.memory import AddressSpace, Walk
     from rift_core.thread import Thread
 
+_ZEROS = memoryview(bytes(1 << 20))
 _SLICE_SECONDS = 0.05
 _EDIT_SECONDS = 0.5
 """How long an edit of the page tables that no CPU may watch waits for vCPUs to leave the guest."""
@@ -287,7 +288,10 @@ class Engine:
                 if start is None:
                     raise MappingError(f"no room for {size:#x} bytes of guest-physical memory ({name})")
             if not self.pristine:
-                self.memory.view(start, size)[:] = bytes(size)
+                view = self.memory.view(start, size)
+                for at in range(0, size, len(_ZEROS)):  # in pieces: a gigabyte need not be there twice
+                    piece = view[at : at + len(_ZEROS)]
+                    piece[:] = _ZEROS[: len(piece)]
             return Gpa(start)
 
     def add_region(self, region: MemoryRegion) -> None:

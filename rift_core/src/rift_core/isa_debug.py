@@ -79,6 +79,16 @@ class CoreNote(NamedTuple):
     content: bytes
 
 
+class GuestAccess(Protocol):
+    """Guest memory through the machine's page tables."""
+
+    def read_virtual(self, address: int, size: int) -> bytes:
+        """:raises AddressError: not mapped."""
+
+    def write_virtual(self, address: int, data: bytes) -> None:
+        """:raises AddressError: not mapped."""
+
+
 class IsaDebug(Protocol):
     """The part of an ISA that debuggers use (``Isa.debug``)."""
 
@@ -111,6 +121,10 @@ class IsaDebug(Protocol):
 
     def step_by_exception(self, vcpu: RegisterAccess, on: bool) -> None:
         """Have the CPU raise a debug exception of the guest after each instruction, or no more."""
+
+    def forget_step(self, vcpu: RegisterAccess, memory: GuestAccess, start: int) -> None:
+        """A step of the instruction at ``start`` has taken an exception, and the vCPU stands at its vector: what the
+        hypervisor's stepping has left in the state that the handler returns to is removed."""
 
     def core_registers(self, registers: Mapping[str, int]) -> bytes:
         """The general registers as in a Linux core file's NT_PRSTATUS (``elf_gregset_t``).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 import weakref
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _LETTERS = {"r": Permission.READ, "w": Permission.WRITE, "x": Permission.EXECUTE, "u": Permission.USER}
 _CALL_STACK = 0x1_0000
+_TURN_SECONDS = 0.02  # how long one of several threads is waited for before the next one is looked at
 _DEBUG_TABLE = "debug"  # the role of debuggers among extensions
 
 
@@ -215,16 +217,33 @@ class Machine:
                 f"there is no thread to run: no [[threads]] are configured, or {self.binary.title} has neither a "
                 "symbol main nor an entry point"
             )
-        for position, thread in enumerate(threads):
-            thread.start(*(arguments if position == 0 else ()))
         try:
-            stops = [thread.join(timeout) for thread in threads]
+            for position, thread in enumerate(threads):
+                thread.start(*(arguments if position == 0 else ()))
+            self._join_all(timeout)
         except BaseException:
             self.kill()
             for thread in threads:
                 thread.wait_ended(1.0)
             raise
-        return stops[0]
+        return threads[0].join()
+
+    def _join_all(self, timeout: float | None) -> None:
+        """Wait for all threads; a fault of any of them is raised when it happens, though others go on."""
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        running = list(self.threads)
+        while running:
+            for thread in list(running):
+                left = max(deadline - time.monotonic(), 0)
+                last = len(running) == 1
+                if thread.wait_ended((None if timeout is None else left) if last else min(left, _TURN_SECONDS)):
+                    running.remove(thread)
+                    thread.join(0)
+                elif left == 0:
+                    names = ", ".join(t.name for t in running)
+                    raise TimeoutError(
+                        f"{'threads' if len(running) > 1 else 'thread'} {names} still run after {timeout} s"
+                    )
 
     def call(
         self,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rift_core.isa import GuestFault, RegisterAccess
+    from rift_core.isa_debug import GuestAccess
     from rift_core.memory import Gva
 
 _LEVEL_MASK = 0xC  # PSTATE.EL; 0 is EL0
@@ -87,6 +88,9 @@ class Debug:
         """
         if on:
             raise UnsupportedError("AArch64 guests are stepped by the hypervisor only")
+
+    def forget_step(self, vcpu: RegisterAccess, memory: GuestAccess, start: int) -> None:
+        """Nothing is left: SPSR_EL1.SS means nothing unless the guest steps itself."""
 
     def core_registers(self, registers: Mapping[str, int]) -> bytes:
         """``struct user_pt_regs``."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rift_core.backend import Binding, ProbeResult, Vm, VmSpec
 
-ISAS = ("x86_64",)
+ISAS = ("x86_64", "aarch64")
 """Guest ISAs whose binding is compiled in."""
 
 

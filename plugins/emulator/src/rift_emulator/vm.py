@@ -59,8 +59,6 @@ class EmulatorVm:
         self.native: Any = None
         self.config = config
         self.lock = threading.RLock()  # regions and the list of vCPUs; any thread may change them
-        self._capabilities = capabilities_of(config)
-        self._exit_kinds = exit_kinds_of(config)
         self._binding = binding
         self._forked = False
         self._error = new_error()
@@ -75,10 +73,12 @@ class EmulatorVm:
             raise HypervisorError("rift_emulator_binding", 0, text)
         check(lib.rift_emulator_binding_learn(native_binding, self._error), self._error)
         self.isa = ffi.string(native_binding.isa).decode()
+        self._capabilities = capabilities_of(config, self.isa)
+        self._exit_kinds = exit_kinds_of(config, self.isa)
         count = native_binding.register_count
         self.registers = RegisterTable(ffi, native_binding.registers, count)
-        names = tuple(self.registers.ids)
-        self.state_layout = (names, [(self.registers.bits[at] + 7) // 8 for at in range(count)])
+        saved = {n: at for n, at in self.registers.ids.items() if not native_binding.registers[at].read_only}
+        self.state_layout = (tuple(saved), [(self.registers.bits[at] + 7) // 8 for at in saved.values()])
         with HELD, WHOLE:
             native = lib.rift_emulator_vm_create(
                 native_binding,

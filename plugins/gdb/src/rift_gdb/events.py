@@ -98,17 +98,25 @@ class Events:
                 if now != self._before[watch]:
                     self._before[watch] = now
                     return StopEvent("watch", SIGTRAP, pc, watch.address, "write")
+        vcpu = thread.context.vcpu
+        if vcpu is not None and thread.exception_stack is None and self.begins_exception(pc):
+            self._target.debug.forget_step(vcpu, self._target.engine, thread.start)
+        if plan.kind == "over":
+            return StopEvent("over", SIGTRAP, pc)
         if self._inside_exception(thread, pc):
             thread.rearm(self._arranged)
             return None
-        if plan.kind == "over":
-            return StopEvent("over", SIGTRAP, pc)
         if plan.kind == "step" or (plan.kind == "range" and not plan.first <= pc < plan.last):
             return StopEvent("step", SIGTRAP, pc)
         if pc in self._arranged.hardware:
             return self._breakpoint(pc)
         thread.rearm(self._arranged)
         return None
+
+    def begins_exception(self, pc: int) -> bool:
+        """Whether a step has led to where exceptions are taken."""
+        target = self._target
+        return pc in target.vectors or any(a.virtual <= pc < a.end for a in target.engine.system.areas.values())
 
     def _inside_exception(self, thread: GuestThread, pc: int) -> bool:
         """Whether a step has taken an exception that is not over yet: it is stepped over, to the report of a fault, or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from rift_core.isa_debug import Place
 
 T = TypeVar("T")
+
+STOP_SECONDS = 0.05
+"""How long a thread may take to leave an exit handler before it is shown as one that cannot be looked at."""
 
 _REQUEST_SECONDS = 5.0
 _MOST_WATCHPOINTS = 16
@@ -80,9 +84,12 @@ class Inspection:
 
         :raises PacketError: it cannot be reached, or the backend refuses.
         """
-        if not thread.held:
-            name = thread.context.name
-            raise PacketError(f"thread {name} is inside an exit handler and cannot be looked at", NOT_THERE)
+        deadline = time.monotonic() + STOP_SECONDS
+        while not thread.held:  # it may be on its way to where it waits
+            if time.monotonic() > deadline or not thread.context.running:
+                name = thread.context.name
+                raise PacketError(f"thread {name} is inside an exit handler and cannot be looked at", NOT_THERE)
+            time.sleep(0.0005)
         try:
             return thread.context.post(function).result(_REQUEST_SECONDS)
         except FutureTimeoutError:

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from rift_core.errors import ConfigError
+from rift_core.errors import ConfigError, RiftError
 from rift_gdb.address import Address, parse_address
 from rift_gdb.connection import ClientGoneError, Connection, Event
 from rift_gdb.errors import PacketError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from rift_core.engine import Engine
     from rift_gdb.config import GdbConfig
+    from rift_gdb.connection import Incoming
     from rift_gdb.guest_thread import GuestThread
 
 LOG = logging.getLogger("rift.gdb")
@@ -171,6 +172,8 @@ class Server:
             self._converse(session)
         except ClientGoneError as gone:
             LOG.info("the debugger has gone: %s", gone)
+        except Exception:  # a bug: the guest is let go as if the client had gone, and the next one can come
+            LOG.exception("the debugger's session has failed")
         finally:
             self._session = None
             self._leave(session)
@@ -179,26 +182,33 @@ class Server:
     def _converse(self, session: Session) -> None:
         descriptors = [self._wake_reader, *self._listener.descriptors()]
         while not session.over and not self._closing:
-            event, data, source = session.connection.next(descriptors)
-            if event is Event.PACKET:
-                session.handle(data)
-            elif event is Event.INTERRUPT:
-                if session.awaiting:
-                    self.target.interrupt()
-            elif event is Event.CLOSED:
-                raise ClientGoneError("it has closed the connection")
-            elif event is Event.OVERSIZED:
-                session.connection.send(
-                    session.error(PacketError(f"a packet has at most {session.connection.limit} bytes"))
-                )
-            elif event is Event.DAMAGED:
-                session.connection.send(session.error(PacketError("the packet is damaged")))
-            elif event is Event.READABLE and source != self._wake_reader:
-                self._refuse(source)
-            if event is Event.READABLE and source == self._wake_reader:
-                self._drain()
+            incoming = session.connection.next(descriptors)
+            if incoming.event is Event.READABLE and incoming.source != self._wake_reader:
+                # Somebody else comes. What this client has sent before, such as its goodbye, comes first.
+                before = session.connection.next((), 0)
+                if before.event is Event.TIMEOUT:
+                    self._refuse(incoming.source)
+                incoming = before
+            self._deal_with(session, incoming)
             if session.awaiting:
                 self._tell(session)
+
+    def _deal_with(self, session: Session, incoming: Incoming) -> None:
+        event = incoming.event
+        if event is Event.PACKET:
+            session.handle(incoming.data)
+        elif event is Event.INTERRUPT:
+            if session.awaiting:
+                self.target.interrupt()
+        elif event is Event.CLOSED:
+            raise ClientGoneError("it has closed the connection")
+        elif event is Event.OVERSIZED:
+            limit = session.connection.limit
+            session.connection.send(session.error(PacketError(f"a packet has at most {limit} bytes")))
+        elif event is Event.DAMAGED:
+            session.connection.send(session.error(PacketError("the packet is damaged")))
+        elif event is Event.READABLE:
+            self._drain()
 
     def _leave(self, session: Session) -> None:
         """What becomes of the guest when its client goes."""
@@ -246,7 +256,12 @@ class Server:
 
     def _tell(self, session: Session) -> None:
         """Tell the client of a stop, if there is one."""
-        found = self.target.collect()
+        try:
+            found = self.target.collect()
+        except (PacketError, RiftError) as error:
+            session.say(f"rift: the guest cannot go on as it should: {error}\n")
+            self.target.interrupt()
+            found = self.target.collect()
         if found is None:
             return
         session.awaiting = False

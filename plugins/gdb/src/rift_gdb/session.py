@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from rift_core.errors import AddressError, RiftError
-from rift_gdb.connection import Connection, to_hex
+from rift_gdb.connection import ClientGoneError, Connection, to_hex
 from rift_gdb.errors import INVALID, NOT_MAPPED, PacketError
 from rift_gdb.packets import registry
 
@@ -121,6 +121,11 @@ class Session:
             return self.error(PacketError(str(error), NOT_MAPPED))
         except RiftError as error:
             return self.error(PacketError(str(error), INVALID))
+        except ClientGoneError:
+            raise
+        except Exception as error:  # a bug of a handler's: the guest must not be lost for it
+            LOG.exception("packet %r", content[:120])
+            return self.error(PacketError(f"internal error: {type(error).__name__}: {error}"))
 
     def error(self, error: PacketError) -> bytes:
         """An error in the form that this client shows."""

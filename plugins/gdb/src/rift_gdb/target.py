@@ -21,7 +21,7 @@ from rift_gdb.breakpoints import NOTHING, Arrangement, Breakpoints
 from rift_gdb.errors import INVALID, PacketError
 from rift_gdb.events import Events
 from rift_gdb.guest_thread import GuestThread
-from rift_gdb.inspection import Inspection
+from rift_gdb.inspection import STOP_SECONDS, Inspection
 from rift_gdb.patches import Patches
 from rift_gdb.stops import GO, OVER, SIGINT, Plan, StopEvent
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from rift_core.engine import Engine
     from rift_core.exits import Exit, ExitResult
     from rift_core.isa import GuestFault
-
-STOP_SECONDS = 0.05
-"""How long a thread may take to leave an exit handler before it is shown as one that cannot be looked at."""
 
 
 class Ended:
@@ -126,7 +123,7 @@ class Target(Inspection):
             stop, report.stop = report.stop, None
             if stop is None or not report.context.running:
                 continue
-            if stop.reason == "over" and self._stepped_over(report):
+            if stop.reason == "over" and self._stepped_over(report, stop.pc):
                 continue
             self._halt()
             self._keep_others()
@@ -243,13 +240,14 @@ class Target(Inspection):
             thread.plan = self._plans[thread]
         self._let_go(going, self._arranged)
 
-    def _stepped_over(self, thread: GuestThread) -> bool:
-        """One has stepped off its breakpoint; False if that was all it was to do."""
+    def _stepped_over(self, thread: GuestThread, pc: int) -> bool:
+        """One has stepped off its breakpoint, to ``pc``; False if that was all it was to do."""
         if not self.running or not self._over or self._over[0] is not thread:
             return True
         self._over.popleft()
         plan = self._plans.get(thread, GO)
-        if plan.kind == "step" or (plan.kind == "range" and not plan.first <= self.place(thread).pc < plan.last):
+        done = plan.kind == "step" or (plan.kind == "range" and not plan.first <= pc < plan.last)
+        if done and not self._events.begins_exception(pc):
             return False
         self._advance()
         return True

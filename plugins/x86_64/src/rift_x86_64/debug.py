@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from rift_core.errors import AddressError
 from rift_core.isa_debug import CoreNote, DebugEvent, Place
 from rift_core.memory import Gpa
 from rift_x86_64.entry import CODE_AND_STACK_SEGMENTS
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rift_core.isa import GuestFault, Privilege, RegisterAccess
+    from rift_core.isa_debug import GuestAccess
     from rift_core.memory import Gva
 
 _DEBUG_VECTOR, _BREAKPOINT_VECTOR = 1, 3
@@ -25,6 +27,7 @@ _SIGNALS = {
     17: "SIGBUS", 18: "SIGBUS", 19: "SIGFPE",
 }  # fmt: skip
 _TRAP_FLAG = 1 << 8
+_CODE_SELECTORS = frozenset(CODE_AND_STACK_SEGMENTS[level]["cs.selector"] & ~3 for level in CODE_AND_STACK_SEGMENTS)
 _DR6_STEP = 1 << 14
 _DR6_POINTS = 0xF
 _DR6_CLEAR = 0xFFFF_0FF0
@@ -99,6 +102,22 @@ class Debug:
         wanted = flags | _TRAP_FLAG if on else flags & ~_TRAP_FLAG
         if wanted != flags:
             vcpu.write_registers({"rflags": wanted})
+
+    def forget_step(self, vcpu: RegisterAccess, memory: GuestAccess, start: int) -> None:
+        """RFLAGS.TF, which some hypervisors step with, is in the frame: IRETQ would bring it back, and #DB with it.
+
+        The frame is on top of the stack, below what the vector's first instructions may have pushed.
+        """
+        top = vcpu.read_registers(("rsp",))["rsp"]
+        try:
+            words = struct.unpack("<6Q", memory.read_virtual(top, 48))
+        except AddressError:
+            return
+        for at in range(4):
+            flags = words[at + 2]
+            if words[at] == start and words[at + 1] & ~3 in _CODE_SELECTORS and flags & _TRAP_FLAG:
+                memory.write_virtual(top + 8 * (at + 2), struct.pack("<Q", flags & ~_TRAP_FLAG))
+                return
 
     def core_registers(self, registers: Mapping[str, int]) -> bytes:
         """``struct user_regs_struct``."""

@@ -25,9 +25,9 @@ def backend_checks(catalog: Catalog) -> tuple[list[Check], bool]:
     usable = False
     for entry in catalog.of_kind("backend"):
         name = entry.info.name
-        if entry.info.probe is None or name == "fake":  # works everywhere, and helps nobody who wants to run a guest
+        probe = entry.probe() if name != "fake" else None
+        if probe is None:  # works everywhere, and helps nobody who wants to run a guest
             continue
-        probe = entry.info.probe(entry.info.config())
         usable = usable or probe.available
         if any(c.name == PLATFORM and c.status == "fail" for c in probe.checks):
             checks.append(Check(f"backend {name}", "n/a", probe.reason))

@@ -42,9 +42,9 @@ def describe(catalog: Catalog) -> list[dict[str, str]]:
 
 
 def _status(entry: CatalogEntry) -> str:
-    if entry.info.probe is None:
+    probe = entry.probe()
+    if probe is None:
         return "installed"
-    probe = entry.info.probe(entry.info.config())
     return "available" if probe.available else f"unavailable: {probe.reason}"
 
 

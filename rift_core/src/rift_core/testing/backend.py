@@ -100,7 +100,7 @@ class BackendConformance(
     @pytest.fixture
     def backend(self, plugin: object, isa: str, request: pytest.FixtureRequest) -> object:
         """The backend's module, once it is sure that the test can run with it."""
-        probe = require_backend(plugin)
+        probe = require_backend(plugin).for_isa(isa)
         module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
         name, _ = probe_backend(module)
         names = (request.node.nodeid, request.node.name, request.node.name.partition("[")[0])
@@ -118,7 +118,8 @@ class BackendConformance(
         bench.close()
 
     def test_probe_is_complete(self, backend: object, isa: str) -> None:
-        _, probe = probe_backend(backend)
+        _, whole = probe_backend(backend)
+        probe = whole.for_isa(isa)
         assert probe.reason
         assert not probe.isas or isa in probe.isas
         assert probe.machine

@@ -55,7 +55,8 @@ class Bench:
 
     def __init__(self, backend: object, isa: str, guests: Guests) -> None:
         self.guests = guests
-        self.name, self.probe = probe_backend(backend)
+        self.name, probe = probe_backend(backend)
+        self.probe = probe.for_isa(isa)
         self.isa_name = isa
         self.page = self.probe.limits.page_size  # of regions
         self.isa, self._manager = _load_isa(backend, self.name, isa, self.probe)

@@ -76,7 +76,8 @@ class Machine:
     """The machine. ``vcpu`` belongs to the thread that made it."""
 
     def __init__(self, backend: Any, handlers: Iterable[ExitHandler] = ()) -> None:
-        name, self.probe = probe_backend(backend)
+        name, probe = probe_backend(backend)
+        self.probe = probe.for_isa("x86_64")
         manager = pluggy.PluginManager(PROJECT)
         manager.add_hookspecs(hookspecs)
         own = plugin_info(backend, "binding", f"{name}/x86_64") is not None

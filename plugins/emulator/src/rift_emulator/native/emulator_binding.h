@@ -47,6 +47,7 @@ struct rift_emulator_register {
     const char *name;
     uint32_t bits;
     uint16_t group, place; /* the binding's own */
+    uint16_t read_only;    /* 1: it says what the CPU is, and is no part of its state */
 };
 
 enum rift_emulator_flow {
@@ -62,6 +63,8 @@ struct rift_emulator_binding {
     uint32_t register_count;
     int architecture, mode; /* of uc_open */
     int cpu_model;          /* of uc_ctl, negative: the engine's default */
+    int breakpoint_hooks;   /* whether breakpoints are hooks: where the engine halts by itself is not to be told from
+                             * the ISA's own instruction */
 
     /* Learns, once a process, where the engine keeps what has no name in its interface. Fails if this engine is
      * not the one that the binding was made for. */

@@ -1,6 +1,6 @@
 /* Breakpoints, watchpoints and single steps that the host asks for.
  *
- * A breakpoint is an address at which the engine halts of its own (its "exits"). While there are watchpoints the
+ * A breakpoint is an address at which the engine halts of its own (its "exits"), or a hook. While there are watchpoints the
  * guest runs one instruction at a time, and a hook looks at what each touches: the exit comes after the
  * instruction, as it does on a CPU. The hook knows guest-physical addresses, so that an access through another
  * mapping of the same memory counts too. */
@@ -25,6 +25,34 @@ static void memory_hook(struct unicorn *engine, int type, uint64_t gpa, int size
         if (gpa < watched + point->size && watched < gpa + (uint64_t)size)
             points->hit = (int)at;
     }
+}
+
+/* Before the instruction. */
+static void breakpoint_hook(struct unicorn *engine, uint64_t pc, uint32_t size, void *context) {
+    struct rift_emulator_vcpu *vcpu = context;
+    (void)engine;
+    (void)size;
+    if (vcpu->cpu.leaving)
+        return;
+    rift_emulator_cut(&vcpu->cpu, pc);
+    rift_emulator_debug_exit(&vcpu->cpu, 3, pc, 0, 0);
+}
+
+static int set_hooks(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
+    struct rift_emulator_points *points = &vcpu->points;
+    for (uint32_t at = 0; at < RIFT_EMULATOR_DEBUG_POINTS; ++at) {
+        if (points->breaks[at])
+            unicorn.hook_del(vcpu->cpu.engine, points->breaks[at]);
+        points->breaks[at] = 0;
+        if (at >= points->count || points->points[at].kind != RIFT_EMULATOR_EXECUTE)
+            continue;
+        uint64_t pc = points->points[at].address;
+        int status = unicorn.hook_add(vcpu->cpu.engine, &points->breaks[at], UNICORN_HOOK_CODE,
+                                      (void *)breakpoint_hook, vcpu, pc, pc);
+        if (status)
+            return rift_emulator_engine_error(error, status, "uc_hook_add");
+    }
+    return 0;
 }
 
 static int set_exits(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
@@ -82,7 +110,7 @@ int rift_emulator_vcpu_debug(struct rift_emulator_vcpu *vcpu, int single_step, i
         return 0;
     points->count = count;
     memcpy(points->points, wanted, count * sizeof(*wanted));
-    if (set_exits(vcpu, error) || set_watch(vcpu, error))
+    if ((vcpu->binding->breakpoint_hooks ? set_hooks : set_exits)(vcpu, error) || set_watch(vcpu, error))
         return -1;
     rift_emulator_code_flush(vcpu);
     return 0;

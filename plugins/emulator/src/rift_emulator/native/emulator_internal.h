@@ -168,6 +168,7 @@ struct rift_emulator_points {
     struct rift_emulator_debug_point points[RIFT_EMULATOR_DEBUG_POINTS];
     uint32_t count;
     unicorn_hook watch; /* 0: none */
+    unicorn_hook breaks[RIFT_EMULATOR_DEBUG_POINTS]; /* 0: none */
     int hit;            /* index of the watchpoint that the running instruction has touched, or -1 */
 };
 
@@ -229,6 +230,7 @@ struct rift_emulator_vcpu {
 
 /* The bindings that are compiled in. */
 const struct rift_emulator_binding *rift_emulator_x86_64(void);
+const struct rift_emulator_binding *rift_emulator_aarch64(void);
 
 /* emulator_vcpu.c: an engine with its context; on failure both are to be closed all the same. */
 int rift_emulator_engine_open(const struct rift_emulator_binding *binding, uint32_t code_buffer,

@@ -241,7 +241,7 @@ int rift_emulator_vcpu_interrupt(struct rift_emulator_vcpu *vcpu, uint32_t vecto
 }
 
 const struct rift_emulator_binding *rift_emulator_builtin_binding(const char *isa) {
-    const struct rift_emulator_binding *const bindings[] = {rift_emulator_x86_64()};
+    const struct rift_emulator_binding *const bindings[] = {rift_emulator_x86_64(), rift_emulator_aarch64()};
     for (size_t at = 0; at < sizeof(bindings) / sizeof(bindings[0]); ++at)
         if (strcmp(bindings[at]->isa, isa) == 0)
             return bindings[at];

@@ -208,19 +208,19 @@ static int decode_one_byte(struct stream *stream, struct x86_instruction *instru
         return with_register(stream, instruction, arithmetic[opcode >> 3],
                              opcode & 2 ? TO_REGISTER_FROM_MEMORY : TO_MEMORY_FROM_REGISTER, !(opcode & 1));
     switch (opcode) {
-    case 0x63: /* MOVSXD */
-        if (with_register(stream, instruction, OP_LOAD_SIGNED, 0, 0))
+    case 0x63: /* MOVSXD; with 16 bits the manuals disagree about what it reads, and nobody writes it */
+        if (with_register(stream, instruction, OP_LOAD_SIGNED, 0, 0) || instruction->width == 2)
             return -1;
-        instruction->size = instruction->width == 2 ? 2 : 4;
+        instruction->size = 4;
         return 0;
     case 0x6C:
     case 0x6D:
     case 0x6E:
     case 0x6F:
         decode_string(stream, instruction, opcode < 0x6E ? OP_INPUT_STRING : OP_OUTPUT_STRING, !(opcode & 1));
-        if (instruction->size == 8)
+        if (instruction->size == 8) /* ports have no 8 bytes; what both prefixes mean is told in different ways */
             instruction->size = instruction->width = 4;
-        return 0;
+        return stream->operand16 && stream->rex & 8 ? -1 : 0;
     case 0x80:
     case 0x81:
     case 0x83:

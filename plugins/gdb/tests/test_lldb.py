@@ -1,0 +1,310 @@
+"""Real LLDBs in batch mode: the distribution's, and the newest from PyPI."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Debugged
+
+    Debug = Callable[..., Debugged]
+
+SECONDS = 90.0
+
+
+class Lldb:
+    """Runs an LLDB with commands against a machine."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+
+    def line(self, debugged: Debugged, commands: str) -> list[str]:
+        """The command line: it is told the payload and where to connect."""
+        address = debugged.server.address
+        if address.path is None:
+            connect = f"gdb-remote {address}"
+        else:
+            connect = f"process connect --plugin gdb-remote unix-connect://{address.path}"
+        lines = ["settings set auto-confirm true", connect, *commands.splitlines()]
+        words = [word for line in lines for word in ("-o", line)]
+        return [self.program, "-X", "-b", str(debugged.machine.binary.path), *words]
+
+    def run(self, debugged: Debugged, commands: str) -> str:
+        """What it prints."""
+        answer = subprocess.run(
+            self.line(debugged, commands),
+            capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        return answer.stdout + answer.stderr
+
+
+@pytest.fixture
+def session(lldb: str) -> Lldb:
+    return Lldb(lldb)
+
+
+@pytest.fixture(params=["supervisor", "user"])
+def privilege(request: pytest.FixtureRequest) -> str:
+    level: str = request.param
+    return level
+
+
+def test_break_look_and_go_on(debug: Debug, session: Lldb, privilege: str) -> None:
+    debugged = debug("main", privilege=privilege)
+    debugged.start()
+    text = session.run(
+        debugged,
+        """breakpoint set -n twice
+continue
+bt
+frame variable value
+p counter
+register read pc
+finish
+p corner
+breakpoint delete -f
+continue
+""",
+    )
+    assert "stop reason = breakpoint 1.1" in text
+    assert "frame #0:" in text
+    assert "frame #1:" in text
+    assert "`work" in text
+    assert "(int) value = 0" in text
+    assert re.search(r"\(volatile int\).* 7\b", text)
+    assert "(x = 3, y = 4)" in text
+    assert "stop reason = step out" in text
+    assert "exited with status = 6" in text
+    assert debugged.join().status == 6
+
+
+def test_steps(debug: Debug, session: Lldb, privilege: str) -> None:
+    debugged = debug("main", privilege=privilege)
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -n work\ncontinue\nsi\nnext\nnext\nstep\nprocess kill\n")
+    assert "stop reason = instruction step into" in text
+    assert "stop reason = step over" in text or text.count("stop reason = breakpoint") > 1
+    assert "error:" not in text
+    assert debugged.machine.threads[0].wait_ended(20)
+
+
+def test_registers_and_variables_written(debug: Debug, session: Lldb) -> None:
+    debugged = debug("main")
+    debugged.start()
+    first, flags = ("rdi", "rflags") if debugged.isa == "x86_64" else ("x0", "pstate")
+    text = session.run(
+        debugged,
+        f"""breakpoint set -n twice
+continue
+register write {first} 20
+register read {first}
+register read {flags}
+register read --all
+expression counter = 100
+p counter
+breakpoint delete -f
+continue
+""",
+    )
+    assert f"{first} = 0x0000000000000014" in text
+    assert re.search(rf"({flags}|eflags|cpsr) = 0x", text)
+    assert ("cr0 = 0x" if debugged.isa == "x86_64" else "SCTLR_EL1 = 0x") in text
+    assert re.search(r"\(volatile int\).* 100\b", text)
+    assert "exited with status = 46" in text  # twice 20, 1 and 2
+
+
+def test_a_condition(debug: Debug, session: Lldb) -> None:
+    debugged = debug("main")
+    debugged.start(6)
+    text = session.run(debugged, "breakpoint set -n twice -c 'value == 4'\ncontinue\nframe variable value\ncontinue\n")
+    assert "(int) value = 4" in text
+    assert "exited with status = 30" in text
+
+
+def test_a_hardware_breakpoint(debug: Debug, session: Lldb, privilege: str) -> None:
+    debugged = debug("main", privilege=privilege)
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -H -n twice\ncontinue\ncontinue\nbreakpoint delete -f\ncontinue\n")
+    assert text.count("stop reason = breakpoint 1.1") == 2
+    assert "exited with status = 6" in text
+
+
+def test_a_watchpoint(debug: Debug, session: Lldb, privilege: str) -> None:
+    debugged = debug("stores", privilege=privilege)
+    debugged.start()
+    text = session.run(
+        debugged,
+        "watchpoint set variable watched\ncontinue\ncontinue\nwatchpoint delete -f\ncontinue\n",
+    )
+    assert "old value: 0" in text
+    assert "new value: 1" in text
+    assert "new value: 2" in text
+    assert "exited with status = 9" in text
+
+
+def test_threads(debug: Debug, session: Lldb) -> None:
+    debugged = debug("spin", "spin_too")
+    debugged.start()
+    text = session.run(
+        debugged,
+        """thread list
+breakpoint set -n bump
+continue
+bt all
+thread select 2
+breakpoint delete -f
+si
+process kill
+""",
+    )
+    assert "name = 'spin'" in text
+    assert "name = 'spin_too'" in text
+    assert text.count("frame #0:") >= 2
+
+
+def test_memory_and_its_map(debug: Debug, session: Lldb) -> None:
+    debugged = debug("fill")
+    debugged.start()
+    pages = debugged.at("pages")
+    text = session.run(
+        debugged,
+        f"""breakpoint set -n twice
+continue
+memory read --size 1 --format x --count 4 {pages + 0xFFE:#x}
+memory write {pages + 0xFFF:#x} 0x11 0x22
+memory read --size 1 --format x --count 4 {pages + 0xFFE:#x}
+memory region {debugged.at("twice"):#x}
+memory read 0x50000000
+process kill
+""",
+    )
+    assert "0xff 0xff 0x00 0x00" in text
+    assert "0xff 0x11 0x22 0x00" in text
+    assert "r-x" in text
+    assert "error:" in text
+
+
+def test_a_fault_in_words(debug: Debug, session: Lldb, privilege: str) -> None:
+    debugged = debug("crash", privilege=privilege)
+    debugged.start()
+    text = session.run(debugged, "continue\nbt\nprocess kill\n")
+    assert "stop reason = " in text
+    assert "not mapped" in text
+    assert "`poke" in text
+    assert "`crash" in text
+
+
+def test_monitor(debug: Debug, session: Lldb) -> None:
+    debugged = debug("main")
+    debugged.start()
+    text = session.run(debugged, "process plugin packet monitor threads\nprocess kill\n")
+    assert b"vCPU 0".hex() in text or "vCPU 0" in text
+
+
+class Terminal:
+    """An LLDB that somebody types at: its controlling terminal is ours."""
+
+    def __init__(self, line: list[str]) -> None:
+        self.pid, self.descriptor = pty.fork()
+        if self.pid == 0:
+            os.environ["TERM"] = "dumb"
+            os.execvp(line[0], line)
+        self.text = ""
+
+    def until(self, text: str) -> None:
+        """Reads until the text has come since what was read last."""
+        start, deadline = len(self.text), time.monotonic() + SECONDS
+        while text not in self.text[start:]:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.text}"
+            if select.select([self.descriptor], [], [], 0.5)[0]:
+                try:
+                    self.text += os.read(self.descriptor, 65536).decode(errors="replace")
+                except OSError:  # it has ended
+                    assert text in self.text[start:], self.text
+
+    def type(self, text: str) -> None:
+        os.write(self.descriptor, text.encode())
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.descriptor)
+
+
+def test_an_interrupt(debug: Debug, session: Lldb) -> None:
+    """Ctrl-C in LLDB's terminal."""
+    debugged = debug("spin")
+    debugged.start()
+    address = debugged.server.address
+    terminal = Terminal([session.program, "-X", str(debugged.machine.binary.path)])
+    try:
+        terminal.until("(lldb)")
+        terminal.type(f"gdb-remote {address}\n")
+        terminal.until("stop reason")
+        terminal.type("continue\n")
+        terminal.until("resuming")
+        counts = debugged.machine.symbol("counts").view().cast("q")
+        deadline = time.monotonic() + SECONDS
+        while counts[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert counts[0] > 0
+        terminal.type("\x03")
+        terminal.until("stop reason = signal")
+        stopped = counts[0]
+        time.sleep(0.1)
+        assert counts[0] == stopped
+        terminal.type("process kill\n")
+        terminal.until("exited")
+    finally:
+        terminal.close()
+    assert debugged.join().reason == "killed"
+
+
+def test_killing_and_detaching(debug: Debug, session: Lldb) -> None:
+    debugged = debug("spin")
+    debugged.start()
+    session.run(debugged, "process detach\n")
+    counts = debugged.machine.symbol("counts").view().cast("q")
+    before, deadline = counts[0], time.monotonic() + 10
+    while counts[0] == before and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert counts[0] > before
+    session.run(debugged, "process kill\n")
+    assert debugged.join().reason == "killed"
+
+
+def test_a_unix_socket(debug: Debug, session: Lldb, tmp_path: Path) -> None:
+    debugged = debug("main", listen=f"unix:{tmp_path / 's'}")
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -n twice\ncontinue\nprocess kill\n")
+    assert "stop reason = breakpoint 1.1" in text
+
+
+def test_a_payload_that_was_moved(debug: Debug, session: Lldb) -> None:
+    debugged = debug("main", pie=True)
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -n twice\ncontinue\nbt\np counter\nprocess kill\n")
+    assert "stop reason = breakpoint 1.1" in text
+    assert "`main" in text
+    assert re.search(r"\(volatile int\).* 7\b", text)
+
+
+def test_a_guest_function_called_from_the_debugger(debug: Debug, session: Lldb) -> None:
+    debugged = debug("main")
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -n work\ncontinue\nexpression twice(21)\nprocess kill\n")
+    assert re.search(r"\(int\).* 42\b", text), text
