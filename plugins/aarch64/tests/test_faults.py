@@ -188,6 +188,7 @@ INSTRUCTIONS = {
     "msr vbar_el1, x0": (0xD518_C000, True, "a write of VBAR_EL1 is a privileged operation"),
     "msr s3_7_c11_c15_7, x0": (0xD51F_BFE0, False, "a write of S3_7_C11_C15_7, which does not exist here"),
     "tlbi vmalle1": (0xD508_871F, True, "the system operation S1_0_C8_C7_0 is a privileged operation"),
+    "msr daifset, #2": (0xD503_42DF, True, "a write of DAIFSet is a privileged operation"),
     "fmov d0, #1.0": (0x1E6E_1000, False, "floating point or vectors"),
     "ptrue p0.b": (0x2518_E3E0, False, "SVE"),
     "?": (0xFFFF_FFFF, False, "floating point or vectors"),

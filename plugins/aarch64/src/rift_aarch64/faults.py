@@ -175,8 +175,8 @@ def _undefined_words(code: int | None, user: bool) -> str:
     if privileged and user:
         return f"{privileged} is a privileged instruction, and this is user mode"
     operation = syndrome.SystemOperation.of_instruction(code)
-    if operation is not None and operation.op0:
-        if user and operation.op1 != 3:
+    if operation is not None and (operation.op0 or operation.crn == 4):  # op0 0: hints, barriers, fields of PSTATE
+        if user and (operation.op1 != 3 or not operation.op0):
             return f"{operation} is a privileged operation, and this is user mode"
         return f"{operation}, which does not exist here, or not for that access"
     if code >> 25 & 0xF in (0x7, 0xF):
