@@ -9,11 +9,11 @@ enum group { GENERAL, PROGRAM, FLAGS, STACK, CURRENT_STACK, NATIVE, SYSTEM, IDEN
 
 #define CNTVOFF_EL2 ARM_SYSTEM_REGISTER(3, 4, 14, 0, 3)
 
-#define ROW(name, op0, op1, crn, crm, op2, group) {#name, 64, group, ARM_SYSTEM_REGISTER(op0, op1, crn, crm, op2)}
+#define ROW(name, op0, op1, crn, crm, op2, group) {#name, 64, group, ARM_SYSTEM_REGISTER(op0, op1, crn, crm, op2), 0}
 #define IDENTITY_ROW(name, op0, op1, crn, crm, op2) \
     {#name, 64, IDENTITY, ARM_SYSTEM_REGISTER(op0, op1, crn, crm, op2), 1}
-#define X(number) {"x" #number, 64, GENERAL, number}
-#define V(number) {"v" #number, 128, NATIVE, UNICORN_ARM_Q0 + number}
+#define X(number) {"x" #number, 64, GENERAL, number, 0}
+#define V(number) {"v" #number, 128, NATIVE, UNICORN_ARM_Q0 + number, 0}
 #define EIGHT(row, a, b, c, d, e, f, g, h) row(a), row(b), row(c), row(d), row(e), row(f), row(g), row(h)
 
 const struct rift_emulator_register rift_emulator_arm_registers[] = {
@@ -21,17 +21,17 @@ const struct rift_emulator_register rift_emulator_arm_registers[] = {
     EIGHT(X, 8, 9, 10, 11, 12, 13, 14, 15),
     EIGHT(X, 16, 17, 18, 19, 20, 21, 22, 23),
     X(24), X(25), X(26), X(27), X(28), X(29), X(30),
-    {"pc", 64, PROGRAM, 0},
-    {"pstate", 32, FLAGS, 0},
-    {"sp_el0", 64, STACK, UNICORN_ARM_SP_EL0},
-    {"sp_el1", 64, STACK, UNICORN_ARM_SP_EL1},
-    {"sp", 64, CURRENT_STACK, 0},
+    {"pc", 64, PROGRAM, 0, 0},
+    {"pstate", 32, FLAGS, 0, 0},
+    {"sp_el0", 64, STACK, UNICORN_ARM_SP_EL0, 0},
+    {"sp_el1", 64, STACK, UNICORN_ARM_SP_EL1, 0},
+    {"sp", 64, CURRENT_STACK, 0, 0},
     EIGHT(V, 0, 1, 2, 3, 4, 5, 6, 7),
     EIGHT(V, 8, 9, 10, 11, 12, 13, 14, 15),
     EIGHT(V, 16, 17, 18, 19, 20, 21, 22, 23),
     EIGHT(V, 24, 25, 26, 27, 28, 29, 30, 31),
-    {"fpsr", 32, NATIVE, UNICORN_ARM_FPSR},
-    {"fpcr", 32, NATIVE, UNICORN_ARM_FPCR},
+    {"fpsr", 32, NATIVE, UNICORN_ARM_FPSR, 0},
+    {"fpcr", 32, NATIVE, UNICORN_ARM_FPCR, 0},
     ROW(elr_el1, 3, 0, 4, 0, 1, SYSTEM),
     ROW(spsr_el1, 3, 0, 4, 0, 0, SYSTEM),
     ROW(sctlr_el1, 3, 0, 1, 0, 0, SYSTEM),

@@ -5,11 +5,11 @@
 
 enum group { GENERAL, PROGRAM, FLAGS, SELECTOR, BASE, LIMIT, ATTRIBUTES, CONTROL, EFER, XCR0, DEBUG, MSR, NATIVE };
 
-#define NUMBERED(name, bits, group, number, place) {#name #number, bits, group, place}
+#define NUMBERED(name, bits, group, number, place) {#name #number, bits, group, place, 0}
 #define SEGMENT(name, number)                                     \
-    {#name ".selector", 16, SELECTOR, number}, {#name ".base", 64, BASE, number}, \
-    {#name ".limit", 32, LIMIT, number}, {#name ".attributes", 16, ATTRIBUTES, number}
-#define TABLE(name, number) {#name ".base", 64, BASE, number}, {#name ".limit", 16, LIMIT, number}
+    {#name ".selector", 16, SELECTOR, number, 0}, {#name ".base", 64, BASE, number, 0}, \
+    {#name ".limit", 32, LIMIT, number, 0}, {#name ".attributes", 16, ATTRIBUTES, number, 0}
+#define TABLE(name, number) {#name ".base", 64, BASE, number, 0}, {#name ".limit", 16, LIMIT, number, 0}
 #define EIGHT(name, bits, id)                                                                                   \
     NUMBERED(name, bits, NATIVE, 0, id), NUMBERED(name, bits, NATIVE, 1, id + 1),                               \
     NUMBERED(name, bits, NATIVE, 2, id + 2), NUMBERED(name, bits, NATIVE, 3, id + 3),                           \
@@ -22,33 +22,33 @@ static const uint32_t msrs[] = {
 };
 
 const struct rift_emulator_register rift_emulator_x86_registers[] = {
-    {"rax", 64, GENERAL, RAX}, {"rbx", 64, GENERAL, RBX}, {"rcx", 64, GENERAL, RCX}, {"rdx", 64, GENERAL, RDX},
-    {"rsi", 64, GENERAL, RSI}, {"rdi", 64, GENERAL, RDI}, {"rbp", 64, GENERAL, RBP}, {"rsp", 64, GENERAL, RSP},
-    {"r8", 64, GENERAL, 8}, {"r9", 64, GENERAL, 9}, {"r10", 64, GENERAL, 10}, {"r11", 64, GENERAL, 11},
-    {"r12", 64, GENERAL, 12}, {"r13", 64, GENERAL, 13}, {"r14", 64, GENERAL, 14}, {"r15", 64, GENERAL, 15},
-    {"rip", 64, PROGRAM, 0}, {"rflags", 64, FLAGS, 0},
+    {"rax", 64, GENERAL, RAX, 0}, {"rbx", 64, GENERAL, RBX, 0}, {"rcx", 64, GENERAL, RCX, 0}, {"rdx", 64, GENERAL, RDX, 0},
+    {"rsi", 64, GENERAL, RSI, 0}, {"rdi", 64, GENERAL, RDI, 0}, {"rbp", 64, GENERAL, RBP, 0}, {"rsp", 64, GENERAL, RSP, 0},
+    {"r8", 64, GENERAL, 8, 0}, {"r9", 64, GENERAL, 9, 0}, {"r10", 64, GENERAL, 10, 0}, {"r11", 64, GENERAL, 11, 0},
+    {"r12", 64, GENERAL, 12, 0}, {"r13", 64, GENERAL, 13, 0}, {"r14", 64, GENERAL, 14, 0}, {"r15", 64, GENERAL, 15, 0},
+    {"rip", 64, PROGRAM, 0, 0}, {"rflags", 64, FLAGS, 0, 0},
     SEGMENT(cs, X86_CS), SEGMENT(ds, X86_DS), SEGMENT(es, X86_ES), SEGMENT(fs, X86_FS), SEGMENT(gs, X86_GS),
     SEGMENT(ss, X86_SS), SEGMENT(tr, X86_TR), SEGMENT(ldtr, X86_LDTR),
     TABLE(gdtr, X86_GDTR), TABLE(idtr, X86_IDTR),
-    {"cr0", 64, CONTROL, 0}, {"cr2", 64, CONTROL, 2}, {"cr3", 64, CONTROL, 3}, {"cr4", 64, CONTROL, 4},
-    {"cr8", 64, CONTROL, 8}, {"efer", 64, EFER, 0}, {"xcr0", 64, XCR0, 0},
-    {"star", 64, MSR, 0}, {"lstar", 64, MSR, 1}, {"cstar", 64, MSR, 2}, {"sfmask", 64, MSR, 3},
-    {"kernel_gs_base", 64, MSR, 4}, {"tsc_aux", 64, MSR, 5}, {"pat", 64, MSR, 6}, {"sysenter_cs", 64, MSR, 7},
-    {"sysenter_esp", 64, MSR, 8}, {"sysenter_eip", 64, MSR, 9},
-    {"dr0", 64, DEBUG, 0}, {"dr1", 64, DEBUG, 1}, {"dr2", 64, DEBUG, 2}, {"dr3", 64, DEBUG, 3},
-    {"dr6", 64, DEBUG, 6}, {"dr7", 64, DEBUG, 7},
+    {"cr0", 64, CONTROL, 0, 0}, {"cr2", 64, CONTROL, 2, 0}, {"cr3", 64, CONTROL, 3, 0}, {"cr4", 64, CONTROL, 4, 0},
+    {"cr8", 64, CONTROL, 8, 0}, {"efer", 64, EFER, 0, 0}, {"xcr0", 64, XCR0, 0, 0},
+    {"star", 64, MSR, 0, 0}, {"lstar", 64, MSR, 1, 0}, {"cstar", 64, MSR, 2, 0}, {"sfmask", 64, MSR, 3, 0},
+    {"kernel_gs_base", 64, MSR, 4, 0}, {"tsc_aux", 64, MSR, 5, 0}, {"pat", 64, MSR, 6, 0}, {"sysenter_cs", 64, MSR, 7, 0},
+    {"sysenter_esp", 64, MSR, 8, 0}, {"sysenter_eip", 64, MSR, 9, 0},
+    {"dr0", 64, DEBUG, 0, 0}, {"dr1", 64, DEBUG, 1, 0}, {"dr2", 64, DEBUG, 2, 0}, {"dr3", 64, DEBUG, 3, 0},
+    {"dr6", 64, DEBUG, 6, 0}, {"dr7", 64, DEBUG, 7, 0},
     EIGHT(xmm, 128, UNICORN_XMM0),
-    {"xmm8", 128, NATIVE, UNICORN_XMM0 + 8}, {"xmm9", 128, NATIVE, UNICORN_XMM0 + 9},
-    {"xmm10", 128, NATIVE, UNICORN_XMM0 + 10}, {"xmm11", 128, NATIVE, UNICORN_XMM0 + 11},
-    {"xmm12", 128, NATIVE, UNICORN_XMM0 + 12}, {"xmm13", 128, NATIVE, UNICORN_XMM0 + 13},
-    {"xmm14", 128, NATIVE, UNICORN_XMM0 + 14}, {"xmm15", 128, NATIVE, UNICORN_XMM0 + 15},
-    {"mxcsr", 32, NATIVE, UNICORN_MXCSR},
+    {"xmm8", 128, NATIVE, UNICORN_XMM0 + 8, 0}, {"xmm9", 128, NATIVE, UNICORN_XMM0 + 9, 0},
+    {"xmm10", 128, NATIVE, UNICORN_XMM0 + 10, 0}, {"xmm11", 128, NATIVE, UNICORN_XMM0 + 11, 0},
+    {"xmm12", 128, NATIVE, UNICORN_XMM0 + 12, 0}, {"xmm13", 128, NATIVE, UNICORN_XMM0 + 13, 0},
+    {"xmm14", 128, NATIVE, UNICORN_XMM0 + 14, 0}, {"xmm15", 128, NATIVE, UNICORN_XMM0 + 15, 0},
+    {"mxcsr", 32, NATIVE, UNICORN_MXCSR, 0},
     /* the status word has the top of the stack in it, by which st0 to st7 are found: before them */
-    {"fctrl", 16, NATIVE, UNICORN_FPCW}, {"fstat", 16, NATIVE, UNICORN_FPSW},
+    {"fctrl", 16, NATIVE, UNICORN_FPCW, 0}, {"fstat", 16, NATIVE, UNICORN_FPSW, 0},
     EIGHT(st, 80, UNICORN_ST0),
-    {"ftag", 16, NATIVE, UNICORN_FPTAG}, {"fop", 16, NATIVE, UNICORN_FOP},
-    {"fioff", 32, NATIVE, UNICORN_FIP}, {"fiseg", 16, NATIVE, UNICORN_FCS},
-    {"fooff", 32, NATIVE, UNICORN_FDP}, {"foseg", 16, NATIVE, UNICORN_FDS},
+    {"ftag", 16, NATIVE, UNICORN_FPTAG, 0}, {"fop", 16, NATIVE, UNICORN_FOP, 0},
+    {"fioff", 32, NATIVE, UNICORN_FIP, 0}, {"fiseg", 16, NATIVE, UNICORN_FCS, 0},
+    {"fooff", 32, NATIVE, UNICORN_FDP, 0}, {"foseg", 16, NATIVE, UNICORN_FDS, 0},
 };
 
 const uint32_t rift_emulator_x86_register_count =
