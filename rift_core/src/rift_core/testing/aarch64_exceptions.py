@@ -388,7 +388,7 @@ class InterruptTests:
         assert (frame.offset, frame.cls, frame.elr) == (0x380, 0x2F, CODE + 8)
 
     @requires("inject_exception")
-    def test_exception(self, machine: Machine) -> None:
+    def test_injected_exception(self, machine: Machine) -> None:
         machine.start(ADD, far_el1=0x77)
         machine.vcpu.inject_exception(0x25, 0x10)
         frame = machine.frame(machine.go())

@@ -33,7 +33,7 @@ class CallTests:
     @pytest.mark.parametrize("instruction", [HVC, SMC], ids=["hvc", "smc"])
     def test_call(self, machine: Machine, instruction: int) -> None:
         arguments = {f"x{number}": 10 + number for number in range(1, 7)}
-        machine.start(instruction, WFI, x0=0xC600_0001, **arguments)
+        machine.start(instruction, WFI, user=False, x0=0xC600_0001, **arguments)
         exit = machine.go()
         assert (exit.kind, exit.address, exit.info) == (ExitKind.HYPERCALL, 0xC600_0001, (11, 12, 13, 14, 15, 16))
         assert (machine.go(0x1234).kind, machine.register("x0")) == (ExitKind.HALT, 0x1234)
