@@ -92,6 +92,7 @@ struct arm {
     uint64_t undo_pc;             /* where the open access is, for an exception in its place */
     unicorn_hook reads;           /* MRS is looked at. 0: it is not */
     unicorn_hook trap;            /* floating point traps: every instruction is looked at. 0: it does not */
+    uint32_t trapped;             /* it has: the exception comes with the next entry */
     uint32_t trap_levels;         /* bit n: it does at exception level n */
 };
 

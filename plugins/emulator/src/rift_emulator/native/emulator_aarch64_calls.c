@@ -12,6 +12,7 @@ enum psci_function { /* from PSCI_FIRST on */
     PSCI_MIGRATE_INFO_TYPE = 6, PSCI_SYSTEM_OFF = 8, PSCI_SYSTEM_RESET = 9, PSCI_FEATURES = 10
 };
 
+#define SCTLR_NTWI (1u << 16)
 #define VERSION_1_1 0x10001
 #define NOT_SUPPORTED (~UINT64_C(0)) /* -1 */
 #define DENIED (UINT64_C(0) - 3)
@@ -47,12 +48,11 @@ static uint64_t answer(struct rift_emulator_cpu *cpu, uint32_t place) {
     }
 }
 
-static void end_call(struct rift_emulator_cpu *cpu, uint64_t pc, uint64_t next, uint64_t result) {
+static void end_call(struct rift_emulator_cpu *cpu, uint64_t next, uint64_t result) {
     const struct arm *arm = cpu->state;
     arm_set_general(cpu, 0, result);
     if (arm_register(cpu, UNICORN_ARM_PC) != next)
         arm_set_pc(cpu, next);
-    (void)pc;
     if (arm->armed) {
         rift_emulator_instruction_over(cpu);
         rift_emulator_leave(cpu);
@@ -77,6 +77,10 @@ static void exit_call(struct rift_emulator_cpu *cpu, uint64_t pc, uint64_t next)
 }
 
 void arm_wait(struct rift_emulator_cpu *cpu, uint64_t pc) {
+    if (!(arm_pstate(cpu) & PSTATE_EL) && !(arm_system(cpu, ARM_SCTLR_EL1) & SCTLR_NTWI)) {
+        arm_raise(cpu, (uint32_t)EC_WFX << ESR_EC_SHIFT | ESR_IL | 0x1Eu << 20, 0); /* CV, "always", WFI */
+        return;
+    }
     struct rift_exit exit = {.kind = RIFT_EXIT_HALT, .address = pc + 4};
     arm_give(cpu, &exit, pc, pc + 4);
 }
@@ -86,7 +90,7 @@ void arm_call(struct rift_emulator_cpu *cpu, uint64_t pc, uint64_t next) {
     const uint32_t function = (uint32_t)arm_general(cpu, 0), number = function & ~SMCCC_64;
     const uint32_t place = number - (uint32_t)PSCI_FIRST;
     if (number == SMCCC_VERSION) {
-        end_call(cpu, pc, next, VERSION_1_1);
+        end_call(cpu, next, VERSION_1_1);
         return;
     }
     if (place > (uint32_t)PSCI_LAST - (uint32_t)PSCI_FIRST) {
@@ -108,7 +112,7 @@ void arm_call(struct rift_emulator_cpu *cpu, uint64_t pc, uint64_t next) {
         arm_give(cpu, &exit, pc, next);
         return;
     default:
-        end_call(cpu, pc, next, answer(cpu, place));
+        end_call(cpu, next, answer(cpu, place));
     }
 }
 

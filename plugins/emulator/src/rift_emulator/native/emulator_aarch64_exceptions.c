@@ -6,6 +6,7 @@
 
 #define MDCR_TDE (UINT64_C(1) << 8)
 #define MDSCR_SS UINT64_C(1)
+#define WAIT_FOR_INTERRUPT 0xD503207Fu
 
 /* Of the vectors: D1.3.1.3. */
 enum { VECTOR_SYNCHRONOUS = 0, VECTOR_IRQ = 0x80, VECTOR_FIQ = 0x100, VECTOR_SERROR = 0x180 };
@@ -57,6 +58,11 @@ static void arm_step(struct rift_emulator_cpu *cpu) {
         arm_set_system(cpu, ARM_MDSCR_EL1, arm->guest_mdscr | MDSCR_SS);
     }
     arm_set_register(cpu, UNICORN_ARM_PSTATE, arm_register(cpu, UNICORN_ARM_PSTATE) | PSTATE_SS);
+    /* In a step the engine takes WFI for a NOP. */
+    const uint64_t pc = arm_register(cpu, UNICORN_ARM_PC);
+    uint32_t instruction;
+    if (arm_fetch(cpu, pc, &instruction) == 0 && instruction == WAIT_FOR_INTERRUPT)
+        arm_wait(cpu, pc);
 }
 
 void arm_disarm(struct rift_emulator_cpu *cpu) {
@@ -120,17 +126,15 @@ static int uses_vectors(uint32_t instruction) {
 
 static void every_instruction(struct unicorn *engine, uint64_t pc, uint32_t size, void *context) {
     struct rift_emulator_cpu *cpu = context;
-    const struct arm *arm = cpu->state;
+    struct arm *arm = cpu->state;
     uint32_t instruction;
     (void)engine;
     (void)size;
     if (cpu->leaving || !(arm->trap_levels >> ((arm_pstate(cpu) & PSTATE_EL) >> 2) & 1) ||
         arm_fetch(cpu, pc, &instruction) || !uses_vectors(instruction))
         return;
-    /* CV, and the condition "always" */
-    raise_only(cpu, (uint32_t)EC_FLOATING_POINT << ESR_EC_SHIFT | ESR_IL | 0x1Eu << 20, 0);
-    if (arm->armed)
-        rift_emulator_instruction_over(cpu);
+    /* Not here: the engine puts the program counter back behind such a hook. */
+    arm->trapped = 1;
     rift_emulator_leave(cpu);
 }
 
@@ -184,14 +188,24 @@ static uint32_t system_read(struct unicorn *engine, int id, const struct unicorn
 int arm_arm(struct rift_emulator_cpu *cpu, uint64_t *pc) {
     struct arm *arm = cpu->state;
     cpu->stepping &= ~(uint32_t)RIFT_EMULATOR_STEP_WINDOW;
+    watch_vectors(cpu);
+    if (arm->trapped) {
+        arm->trapped = 0;
+        /* CV, and the condition "always" */
+        raise_only(cpu, (uint32_t)EC_FLOATING_POINT << ESR_EC_SHIFT | ESR_IL | 0x1Eu << 20, 0);
+        if ((cpu->stepping & RIFT_EMULATOR_STEP_USER) &&
+            rift_emulator_stepped(cpu, arm_register(cpu, UNICORN_ARM_PC)) != RIFT_EMULATOR_GO_ON)
+            return RIFT_EMULATOR_LEAVE;
+    }
     if (waits(arm) && !(cpu->stepping & RIFT_EMULATOR_STEP_ACCESS)) {
         deliver_waiting(cpu);
         if (waits(arm))
             cpu->stepping |= RIFT_EMULATOR_STEP_WINDOW;
     }
-    watch_vectors(cpu);
     if (cpu->stepping)
         arm_step(cpu);
+    if (cpu->leaving)
+        return RIFT_EMULATOR_LEAVE;
     *pc = arm_register(cpu, UNICORN_ARM_PC);
     return RIFT_EMULATOR_GO_ON;
 }
