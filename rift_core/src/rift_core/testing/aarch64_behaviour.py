@@ -25,6 +25,7 @@ from rift_core.testing.tools import (
     require_backend,
     require_capability,
     skip_expected_gap,
+    skip_here,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Aarch64Behaviour(PagingTests, ExceptionTests, DebugTests, InterruptTests, 
         """A bare machine, once it is sure that the test can run with the backend."""
         whole = require_backend(plugin)
         if whole.isas and "aarch64" not in whole.isas:
-            pytest.skip("this backend runs no AArch64 guests here")
+            skip_here("this backend runs no AArch64 guests here")
         probe = whole.for_isa("aarch64")
         module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
         name, _ = probe_backend(module)
