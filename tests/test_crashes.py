@@ -10,12 +10,12 @@ from machine_code import ISA
 
 from rift_core import Exit, ExitKind, GuestCrashError, GuestFaultError, Machine, open_machine
 from rift_core.testing import fakes
-from rift_core.testing.tools import require_backend, require_machine
+from rift_core.testing.tools import only_where, require_backend, require_machine, require_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-x86_64_only = pytest.mark.skipif(ISA != "x86_64", reason="the machine code is x86-64's")
+x86_64_only = only_where(ISA == "x86_64", "the machine code is x86-64's")
 
 # An empty IDT, then an exception: push 0; push 0; lidt [rsp]; ud2
 TRIPLE_FAULT = bytes.fromhex("6a00 6a00 0f011c24 0f0b")
@@ -51,7 +51,7 @@ def test_an_instruction_that_the_hypervisor_cannot_run(monkeypatch: pytest.Monke
     exit = Exit(ExitKind.FAIL_ENTRY, 0x40_0000, 2, 1, raw_reason=17, info=(0xE8D9, 0, 0, 0, 0, 0))
     monkeypatch.setattr(fakes.FakeVCpu, "run", lambda vcpu, reply=None: exit)
     if capstone:
-        pytest.importorskip("capstone")
+        require_module("capstone")
     else:
         monkeypatch.setitem(sys.modules, "capstone", None)
     with (

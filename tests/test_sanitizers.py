@@ -11,7 +11,7 @@ import pytest
 from machine_code import CODE, ISA
 
 from rift_core import open_machine
-from rift_core.testing.tools import require_machine, require_tool
+from rift_core.testing.tools import require_machine, require_tool, skip_here
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -41,7 +41,7 @@ def load_tool() -> ModuleType:
 def test_machines_calls_kicks_and_files_without_a_finding(tmp_path: Path) -> None:
     tool = load_tool()
     if not tool.runtimes(require_tool("gcc")):
-        pytest.skip("gcc comes without libasan and libubsan; install the package gcc")
+        skip_here("gcc comes without libasan and libubsan", "install the package gcc")
     require_machine(lambda: open_machine(code=CODE["halt"], isa=ISA, backend="kvm")).close()
     command = [sys.executable, str(ROOT / "tools" / "sanitize.py"), "--folder", str(tmp_path), "-q", "-x", *TESTS]
     run = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
@@ -56,7 +56,7 @@ def test_a_finding_ends_the_run(tmp_path: Path) -> None:
     gcc = require_tool("gcc")
     preload = tool.runtimes(gcc)
     if not preload:
-        pytest.skip("gcc comes without libasan and libubsan; install the package gcc")
+        skip_here("gcc comes without libasan and libubsan", "install the package gcc")
     source = tmp_path / "wrong.c"
     source.write_text("#include <stdlib.h>\nvoid wrong(void) { char *p = malloc(8); p[8] = 1; free(p); }\n")
     library = tmp_path / "wrong.so"
