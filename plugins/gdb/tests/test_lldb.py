@@ -301,10 +301,3 @@ def test_a_payload_that_was_moved(debug: Debug, session: Lldb) -> None:
     assert "stop reason = breakpoint 1.1" in text
     assert "`main" in text
     assert re.search(r"\(volatile int\).* 7\b", text)
-
-
-def test_a_guest_function_called_from_the_debugger(debug: Debug, session: Lldb) -> None:
-    debugged = debug("main")
-    debugged.start()
-    text = session.run(debugged, "breakpoint set -n work\ncontinue\nexpression twice(21)\nprocess kill\n")
-    assert re.search(r"\(int\).* 42\b", text), text
