@@ -1,8 +1,8 @@
 """The monitor's commands. Other plugins add theirs with the optional hook ``rift_gdb_monitor_commands``.
 
-It is marked ``@hookimpl(optionalhook=True)``, takes no arguments and yields ``(usage, help, function)``: the first word of
-the usage is the command's name, and the function gets the machine's engine and the words behind it, and returns text.
-All vCPUs are stopped meanwhile.
+It is marked ``@hookimpl(optionalhook=True)``, takes no arguments and yields ``(usage, help, function)``: the first word
+of the usage is the command's name, and the function gets the machine's engine and the words behind it, and returns
+text. All vCPUs are stopped meanwhile.
 """
 
 from __future__ import annotations
