@@ -62,8 +62,9 @@ def page(tmp_path: Path) -> Page:
         port = free.getsockname()[1]
     text = (ROOT / "docs" / "debugging.md").read_text(encoding="utf-8").replace("4711", str(port))
     pages.write_files(text, tmp_path)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RIFT_")}
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RIFT_") or name == "RIFT_BACKENDS"},
+        **kept,
         "HOME": str(tmp_path), "DEBUGINFOD_URLS": "", "RIFT_CC": "gcc",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
@@ -100,9 +101,7 @@ def test_the_session_in_gdb(page: Page, gdb: str) -> None:
 def test_the_session_in_lldb(page: Page, lldb: str) -> None:
     """As a script: what LLDB prints when it is typed at is the same, but comes whenever it comes."""
     first, commands = page.session("lldb", "lldb")
-    (server, answer), (client, _) = zip(
-        *[iter(re.split(r"^\$ (.*)\n", first, flags=re.MULTILINE)[1:])] * 2, strict=True
-    )
+    server, answer, client, _ = re.split(r"^\$ (.*)\n", first, flags=re.MULTILINE)[1:]
     with subprocess.Popen(
         server.split(), cwd=page.folder, env=page.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as running:
