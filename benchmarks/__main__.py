@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import dispatch, emulator, exits, startup, tables
+from benchmarks import debugger, dispatch, emulator, exits, startup, tables
 from rift_core.catalog import Catalog
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ BENCHMARKS = {
     "tables_aarch64_16k": tables.tables_aarch64_16k,
     "dispatch": dispatch.native,
     "python_exit": dispatch.python,
+    "debugger_registers": debugger.registers,
+    "debugger_words": debugger.words,
+    "debugger_memory": debugger.memory,
+    "debugger_exit": debugger.exit_cost,
     "emulator_loop": emulator.registers,
     "emulator_memory": emulator.memory,
     "emulator_port": emulator.port,

@@ -145,6 +145,25 @@ def tables_library() -> Any:
     return loaded
 
 
+@cache
+def debugger_library() -> Any:
+    """Both ends of the debugger's protocol."""
+    target = Path(tempfile.mkdtemp(prefix="rift-twin-")) / "debugger.so"
+    compiler = os.environ.get("CC", "gcc")
+    subprocess.run([compiler, *FLAGS, "-pthread", "-shared", "-fPIC", "-o", target, HERE / "debugger.c"], check=True)
+    loaded = ctypes.CDLL(str(target))
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    loaded.debugger_serve.argtypes = [ctypes.c_int, ctypes.c_char_p, size]
+    loaded.debugger_serve.restype = pointer
+    loaded.debugger_join.argtypes = [pointer]
+    loaded.debugger_join.restype = None
+    loaded.debugger_ask.argtypes = [ctypes.c_int, ctypes.c_char_p, size, ctypes.c_char_p, size]
+    loaded.debugger_ask.restype = size
+    loaded.debugger_packets.argtypes = [ctypes.c_int, ctypes.c_char_p, size, ctypes.c_int, size]
+    loaded.debugger_packets.restype = ctypes.c_uint64
+    return loaded
+
+
 def function_address(name: str) -> int:
     """Where one of the twin's functions is, for Rift to call."""
     return ctypes.cast(getattr(library(), name), ctypes.c_void_p).value or 0

@@ -109,7 +109,9 @@ static int copy_and_call(volatile unsigned char *place, int (*function)(void)) {
     const volatile unsigned char *code = (const volatile unsigned char *)function;
     for (int at = 0; at < 16; ++at)
         place[at] = code[at];
-    __builtin___clear_cache((char *)place, (char *)place + 16);
+#ifdef __aarch64__
+    __asm__ volatile("dc cvau, %0\n\tdsb ish\n\tic ivau, %0\n\tdsb ish\n\tisb" : : "r"(place) : "memory");
+#endif
     return ((int (*)(void))place)();
 }
 

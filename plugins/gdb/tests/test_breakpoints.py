@@ -368,8 +368,8 @@ def test_the_programs_own_breakpoint(debug: Debug, privilege: str) -> None:
     assert stop["signal"] == 5
     assert "swbreak" not in stop
     assert client.read(debugged.at("counter"), 4) == (1).to_bytes(4, "little")
-    if debugged.machine.isa.debug.breakpoint_advance == 0:
-        pc = debugged.pc(stop) + len(debugged.machine.isa.debug.breakpoint)
+    if debugged.isa == "aarch64":  # debuggers step over BRK themselves
+        pc = debugged.pc(stop) + 4
         assert client.ask(f"P{debugged.numbers['pc']:x}={pc.to_bytes(8, 'little').hex()}") == b"OK"
     assert client.ask("vCont;c") == b"W06"
 

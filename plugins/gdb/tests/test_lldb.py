@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pty
 import re
-import select
-import signal
 import subprocess
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+from terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,37 +210,6 @@ def test_monitor(debug: Debug, session: Lldb) -> None:
     assert b"vCPU 0".hex() in text or "vCPU 0" in text
 
 
-class Terminal:
-    """An LLDB that somebody types at: its controlling terminal is ours."""
-
-    def __init__(self, line: list[str]) -> None:
-        self.pid, self.descriptor = pty.fork()
-        if self.pid == 0:
-            os.environ["TERM"] = "dumb"
-            os.execvp(line[0], line)
-        self.text = ""
-
-    def until(self, text: str) -> None:
-        """Reads until the text has come since what was read last."""
-        start, deadline = len(self.text), time.monotonic() + SECONDS
-        while text not in self.text[start:]:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.text}"
-            if select.select([self.descriptor], [], [], 0.5)[0]:
-                try:
-                    self.text += os.read(self.descriptor, 65536).decode(errors="replace")
-                except OSError:  # it has ended
-                    assert text in self.text[start:], self.text
-
-    def type(self, text: str) -> None:
-        os.write(self.descriptor, text.encode())
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        os.close(self.descriptor)
-
-
 def test_an_interrupt(debug: Debug, session: Lldb) -> None:
     """Ctrl-C in LLDB's terminal."""
     debugged = debug("spin")
@@ -301,10 +266,3 @@ def test_a_payload_that_was_moved(debug: Debug, session: Lldb) -> None:
     assert "stop reason = breakpoint 1.1" in text
     assert "`main" in text
     assert re.search(r"\(volatile int\).* 7\b", text)
-
-
-def test_a_guest_function_called_from_the_debugger(debug: Debug, session: Lldb) -> None:
-    debugged = debug("main")
-    debugged.start()
-    text = session.run(debugged, "breakpoint set -n work\ncontinue\nexpression twice(21)\nprocess kill\n")
-    assert re.search(r"\(int\).* 42\b", text), text

@@ -95,7 +95,6 @@ class IsaDebug(Protocol):
     architecture: str  # GDB's name: "i386:x86-64"
     triple: str  # LLDB's; never one of Linux, or it looks for Linux's loader
     breakpoint: bytes  # the breakpoint instruction
-    breakpoint_advance: int  # how far the program counter is behind one of the program's own when it stops there
     exception_return: bytes  # the instruction that leaves an exception handler
     watch_is_late: bool  # a watchpoint stops behind the instruction, rather than before it
     core_machine: int  # e_machine of ELF files
@@ -110,6 +109,13 @@ class IsaDebug(Protocol):
         """The debug exception that reached the guest's own vectors, or None if ``fault`` is none of these.
 
         What the CPU has noted of it is cleared, so that the next one can be told from it.
+        """
+
+    def own_breakpoint(self, memory: GuestAccess, address: int) -> int | None:
+        """Where a thread stands that a breakpoint instruction of the program's own, in any form, has stopped.
+
+        :param address: what the event of it says: the address of the instruction if it has the debuggers' form.
+        :returns: behind the instruction, or at it where debuggers of the ISA expect that; None if there is none.
         """
 
     def signal(self, fault: GuestFault) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rift_aarch64 import syndrome
 from rift_aarch64.registers import GENERAL, VECTORS
-from rift_core.errors import UnsupportedError
+from rift_core.errors import AddressError, UnsupportedError
 from rift_core.isa_debug import CoreNote, DebugEvent, Place
 from rift_core.memory import Gpa
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _LEVEL_MASK = 0xC  # PSTATE.EL; 0 is EL0
 _HARDWARE, _STEPS = frozenset({0x30, 0x31}), frozenset({0x32, 0x33})
 _ALIGNMENT_FAULT = 0x21
+_BRK, _BRK_MASK = 0xD420_0000, 0xFFE0_001F
 _ROOT_MASK = 0x0000_FFFF_FFFF_FFFE  # TTBR without the ASID and CnP
 _UPPER_HALF = 1 << 55
 _CORE_ORDER = (*GENERAL, "sp", "pc", "pstate")
@@ -38,7 +39,6 @@ class Debug:
     triple = "aarch64-unknown-none"
     breakpoint = bytes.fromhex("000020d4")  # BRK #0
     exception_return = bytes.fromhex("e0039fd6")  # ERET
-    breakpoint_advance = 0  # debuggers step over the program's own ones themselves
     watch_is_late = False
     core_machine = 183  # EM_AARCH64
 
@@ -63,6 +63,14 @@ class Debug:
         if fault.vector in syndrome.WATCHPOINTS:
             return DebugEvent("watchpoint", fault.pc, fault.address or 0)
         return None
+
+    def own_breakpoint(self, memory: GuestAccess, address: int) -> int | None:
+        """At BRK with any number: debuggers step over it themselves."""
+        try:
+            word = int.from_bytes(memory.read_virtual(address, 4), "little")
+        except AddressError:
+            return None
+        return address if word & _BRK_MASK == _BRK else None
 
     def signal(self, fault: GuestFault) -> str:
         """As Linux has it."""

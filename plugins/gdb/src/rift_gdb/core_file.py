@@ -120,7 +120,7 @@ def _read(context: Context) -> dict[str, int]:
 
 def _signal(engine: Engine, fault: GuestFault | None, exit: Exit | None) -> int:
     if fault is not None and engine.isa.debug is not None:
-        return _LINUX_SIGNALS[engine.isa.debug.signal(fault)]
+        return _LINUX_SIGNALS.get(engine.isa.debug.signal(fault), _LINUX_SIGNALS["SIGSEGV"])
     return _LINUX_SIGNALS["SIGILL" if exit is not None and exit.kind is ExitKind.FAIL_ENTRY else "SIGABRT"]
 
 

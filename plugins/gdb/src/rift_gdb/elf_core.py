@@ -32,6 +32,7 @@ _STATUS_HEAD = struct.Struct("<iiih2xQQiiii64x")
 _PROCESS = struct.Struct("<bbbb4xQIIiiii16s80s")
 _PAGE = 0x1000
 _PIECE = 0x10_0000
+_LONGEST_NAME = 16  # GDB takes a file for the wrong one if its name is not all in the note
 _MOST_SEGMENTS = 60_000  # 16 bits hold their number
 
 
@@ -65,8 +66,9 @@ def _notes(debug: IsaDebug, threads: Sequence[CoreThread], name: str, entry: int
     for position, thread in enumerate(threads):
         data += _note("CORE", _NT_PRSTATUS, _status(debug, thread))
         if position == 0:
-            process = _PROCESS.pack(0, ord("R"), 0, 0, 0, 0, 0, 1, 0, 1, 1, name.encode()[:15], name.encode()[:79])
-            data += _note("CORE", _NT_PRPSINFO, process)
+            if len(name.encode()) <= _LONGEST_NAME:
+                process = _PROCESS.pack(0, ord("R"), 0, 0, 0, 0, 0, 1, 0, 1, 1, name.encode(), name.encode())
+                data += _note("CORE", _NT_PRPSINFO, process)
             data += _note("CORE", _NT_AUXV, struct.pack("<4Q", _AT_ENTRY, entry, _AT_NULL, 0))
         notes: Sequence[CoreNote] = debug.core_notes(thread.registers)
         data += b"".join(_note(note.owner, note.kind, note.content) for note in notes)

@@ -152,9 +152,9 @@ class Events:
         if pc in self._arranged.patched:
             return self._breakpoint(pc)
         target = self._target
-        if not self._is(pc, target.debug.breakpoint):
+        behind = target.debug.own_breakpoint(target.engine, pc)
+        if behind is None:
             return None
-        behind = pc + target.debug.breakpoint_advance
         vcpu = thread.context.vcpu
         if behind != pc and vcpu is not None:
             vcpu.write_registers({target.engine.isa.program_counter: behind})

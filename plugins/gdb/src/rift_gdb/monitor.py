@@ -1,7 +1,8 @@
 """The monitor's commands. Other plugins add theirs with the optional hook ``rift_gdb_monitor_commands``.
 
-It takes no arguments and yields ``(usage, help, function)``: the first word of the usage is the command's name, and the
-function gets the machine's engine and the words behind it, and returns text. All vCPUs are stopped meanwhile.
+It is marked ``@hookimpl(optionalhook=True)``, takes no arguments and yields ``(usage, help, function)``: the first word
+of the usage is the command's name, and the function gets the machine's engine and the words behind it, and returns
+text. All vCPUs are stopped meanwhile.
 """
 
 from __future__ import annotations
@@ -57,10 +58,18 @@ def commands(session: Session) -> dict[str, tuple[str, str, Command]]:
             name = usage.split()[0]
 
             def call(session: Session, words: list[str], function: Callable[..., str] = function) -> str:
-                return function(session.target.engine, words)
+                try:
+                    return function(session.target.engine, words)
+                except Exception as error:  # a session outlives other people's mistakes
+                    return f"{words_of(error)}\n"
 
             known.setdefault(name, (usage, help, call))
     return known
+
+
+def words_of(error: Exception) -> str:
+    """What to tell of it: of Rift's own errors and wrong values the message is enough."""
+    return str(error) if isinstance(error, RiftError | ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _address(session: Session, text: str) -> int:
@@ -179,6 +188,8 @@ def show_registers(session: Session, words: list[str]) -> str:
 @command("dirty", "Pages that were written to since this was asked last.")
 def show_dirty(session: Session, words: list[str]) -> str:
     engine = session.target.engine
+    if not engine.isa.keeps_dirty:
+        return "this CPU does not note which pages are written to\n"
     runs: list[tuple[int, int]] = []
     with engine.edits:
         for half in engine.isa.virtual_ranges:

@@ -87,8 +87,8 @@ class Layout:
         return self._roles[role]
 
     def find(self, name: str) -> Row | None:
-        """By the debuggers' name, or the ISA's."""
-        return next((r for r in self.rows if name in (r.view.name, r.view.also, r.register.name)), None)
+        """By the debuggers' name, the ISA's, or the role: "pc", "sp"."""
+        return next((r for r in self.rows if name in (r.view.name, r.view.also, r.register.name, r.view.role)), None)
 
 
 class Image:

@@ -6,6 +6,7 @@ SDM volume 3, "Debug, Branch Profile, ..." (DR6, #DB, #BP); the register sets of
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ _SIGNALS = {
     17: "SIGBUS", 18: "SIGBUS", 19: "SIGFPE",
 }  # fmt: skip
 _TRAP_FLAG = 1 << 8
+_INT_3 = bytes.fromhex("cd03")
 _CODE_SELECTORS = frozenset(CODE_AND_STACK_SEGMENTS[level]["cs.selector"] & ~3 for level in CODE_AND_STACK_SEGMENTS)
 _DR6_STEP = 1 << 14
 _DR6_POINTS = 0xF
@@ -54,7 +56,6 @@ class Debug:
     architecture = "i386:x86-64"
     triple = "x86_64-unknown-none"
     breakpoint = b"\xcc"  # INT3
-    breakpoint_advance = 1
     exception_return = b"\x48\xcf"  # IRETQ
     watch_is_late = True
     core_machine = 62  # EM_X86_64
@@ -83,6 +84,14 @@ class Debug:
             address = values[f"dr{number}"]
             return DebugEvent("watchpoint", fault.pc, address) if data else DebugEvent("hardware", fault.pc)
         return DebugEvent("step", fault.pc)
+
+    def own_breakpoint(self, memory: GuestAccess, address: int) -> int | None:
+        """Behind INT3, or INT 3 in two bytes, of which the event gives the second."""
+        for start, form in ((address, self.breakpoint), (address - 1, _INT_3)):
+            with contextlib.suppress(AddressError):
+                if memory.read_virtual(start, len(form)) == form:
+                    return start + len(form)
+        return None
 
     def signal(self, fault: GuestFault) -> str:
         """As Linux has it."""

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from rift_core import doorbell, hookspecs
 from rift_core.backend import CpuFeatures
-from rift_core.errors import MappingError
+from rift_core.errors import AddressError, MappingError
 from rift_core.exits import Exit, ExitKind
 from rift_core.isa import Area, Argument, EntryState, GuestFault, ResultType, SystemState
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
@@ -226,6 +226,16 @@ class IsaConformance:
             for note in isa.debug.core_notes(values):
                 assert note.owner
                 assert len(note.content) % 4 == 0
+
+    def test_breakpoint_instructions_of_a_program(self, isa: Isa) -> None:
+        if isa.debug is None:
+            session().skip(f"guests of {isa.name} cannot be debugged")
+        code = isa.debug.breakpoint
+        stands = isa.debug.own_breakpoint(_Code(0x1000, bytes(8) + code + bytes(8)), 0x1008)
+        assert stands is not None
+        assert 0x1008 <= stands <= 0x1008 + len(code)
+        assert isa.debug.own_breakpoint(_Code(0x1000, bytes(16 + len(code))), 0x1008) is None
+        assert isa.debug.own_breakpoint(_Code(0x1000, bytes(8)), 0x8000) is None, "not mapped"
 
     # -- page tables -----------------------------------------------------------------------------
 
@@ -538,6 +548,25 @@ class IsaConformance:
                 target = tables.space.root if how == "loop" else TABLES_AT + source.randrange(pages) * page
                 entry = target | source.choice(self.forged_flags)
             struct.pack_into("<Q", tables.bytes, index * 8, entry)
+
+
+class _Code:
+    """Bytes at an address, and nothing else."""
+
+    def __init__(self, start: int, content: bytes) -> None:
+        self.start = start
+        self.content = bytearray(content)
+
+    def read_virtual(self, address: int, size: int) -> bytes:
+        first = address - self.start
+        if first < 0 or first + size > len(self.content):
+            raise AddressError(f"{address:#x} is not mapped")
+        return bytes(self.content[first : first + size])
+
+    def write_virtual(self, address: int, data: bytes) -> None:
+        self.read_virtual(address, len(data))
+        first = address - self.start
+        self.content[first : first + len(data)] = data
 
 
 class _Guest:
