@@ -128,3 +128,22 @@ def test_venv_that_fails(machine: Machine) -> None:
     done = machine.run()
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "rift: cannot create .venv: on Debian and Ubuntu, apt install python3-venv"
+
+
+@pytest.mark.parametrize(("system", "fails"), [("Darwin", 0), ("Darwin", 1), ("Linux", 0), ("", 0)])
+def test_a_mac_gets_a_signed_python(machine: Machine, system: str, fails: int) -> None:
+    """Every time, since it may have failed before; and nothing but the backend depends on it."""
+    machine.add("gcc")
+    machine.add_python()
+    if system:
+        machine.add("uname", f"#!{shutil.which('sh')}\necho {system}\n")
+    programs = machine.folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(machine.programs / "python3")
+    (programs / "rift").write_text(f"#!{shutil.which('sh')}\necho ran: $*\nexit {fails}\n")
+    (programs / "rift").chmod(0o755)
+    for _ in range(2):  # with the installation, and without
+        done = machine.run()
+        assert done.returncode == 0, done.stderr
+        assert ("ran: macos-sign --if-needed" in done.stdout) == (system == "Darwin")
+        assert (machine.folder / ".venv" / "rift-demo.stamp").exists()

@@ -46,12 +46,18 @@ header=$("$python" -c 'import os, sysconfig; print(os.path.join(sysconfig.get_pa
     }
 }
 
+# macOS lets only a signed Python use its hypervisor. Without a signature the rest works: `rift doctor` tells.
+sign() {
+    [ "$(uname -s 2>/dev/null)" != Darwin ] || .venv/bin/rift macos-sign --if-needed || :
+}
+
 # Reinstall only when something that decides the result has changed.
 stamp=.venv/rift-$mode.stamp
 inputs=$(find rift_core plugins pyproject.toml requirements*.txt tools/bootstrap.sh \
     \( -name '*.c' -o -name '*.h' -o -name 'pyproject.toml' -o -name 'setup.py' -o -name '_native_build.py' \
     -o -name 'requirements*.txt' -o -name 'bootstrap.sh' \) -not -name '_native.c' -type f -newer "$stamp" 2>/dev/null || echo first)
 if [ -e "$stamp" ] && [ -z "$inputs" ]; then
+    sign
     exit 0
 fi
 printf 'Installing Rift (%s) into .venv ...\n' "$mode"
@@ -63,3 +69,4 @@ else
     $pip install -q --no-build-isolation -r requirements.txt || fail "the install failed (see above)"
 fi
 touch "$stamp"
+sign

@@ -7,7 +7,7 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 class StandIn:
     """A stand-in that the backend has opened, or will open."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, isa: str) -> None:
+        self.path, self.isa = path, isa
         self._library = ctypes.CDLL(str(path))
 
     def control(self, words: str) -> None:
         """See stand_in/stand_in.h."""
         self._library.rift_stand_in_control(words.encode())
+
+    def function(self, name: str) -> Any:
+        """One of the framework's functions, to call from a test."""
+        return self._library[name]
 
     def calls(self, function: str) -> int:
         """How often it was called."""
@@ -56,7 +60,7 @@ def x86_64_stand_in(stand_in_folder: Path) -> StandIn:
         if "kvm" in session().required:
             pytest.fail("--rift-require=kvm: /dev/kvm cannot be used, which the x86-64 stand-in needs", pytrace=False)
         session().skip("the x86-64 stand-in for Hypervisor.framework needs /dev/kvm")
-    return StandIn(stand_in_build.build(stand_in_folder, "x86_64", stand_in_build.X86_64))
+    return StandIn(stand_in_build.build(stand_in_folder, "x86_64", stand_in_build.X86_64), "x86_64")
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +68,7 @@ def aarch64_stand_in(stand_in_folder: Path) -> StandIn:
     """The framework of a Mac with Apple silicon, over the Unicorn engine."""
     package = require_package("unicorn")
     flags = stand_in_build.unicorn_flags(package)
-    return StandIn(stand_in_build.build(stand_in_folder, "arm64", stand_in_build.ARM64, flags))
+    return StandIn(stand_in_build.build(stand_in_folder, "arm64", stand_in_build.ARM64, flags), "aarch64")
 
 
 def require_package(name: str) -> Path:
@@ -78,21 +82,42 @@ def require_package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-@pytest.fixture
-def aarch64(aarch64_stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """As :func:`x86_64`, for AArch64."""
-    monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(aarch64_stand_in.path))
-    aarch64_stand_in.control("reset")
-    yield aarch64_stand_in
-    assert aarch64_stand_in.violations == 0
-    aarch64_stand_in.control("reset")
+def use(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A stand-in as the framework that the backend opens by default; it must find no fault with the backend."""
+    monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(stand_in.path))
+    stand_in.control("reset")
+    yield stand_in
+    assert stand_in.violations == 0
+    stand_in.control("reset")
 
 
 @pytest.fixture
 def x86_64(x86_64_stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """The stand-in as the framework that the backend opens by default; it must find no fault with the backend."""
-    monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(x86_64_stand_in.path))
-    x86_64_stand_in.control("reset")
-    yield x86_64_stand_in
-    assert x86_64_stand_in.violations == 0
-    x86_64_stand_in.control("reset")
+    """The stand-in of an Intel Mac, in use."""
+    yield from use(x86_64_stand_in, monkeypatch)
+
+
+@pytest.fixture
+def aarch64(aarch64_stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The stand-in of a Mac with Apple silicon, in use."""
+    yield from use(aarch64_stand_in, monkeypatch)
+
+
+@pytest.fixture(params=("x86_64", "aarch64"))
+def stand_in(request: pytest.FixtureRequest) -> StandIn:
+    """Both, one after the other."""
+    found: StandIn = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=("x86_64", "aarch64"))
+def old_stand_in(request: pytest.FixtureRequest, stand_in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The framework of macOS 11, and on x86-64 of 10.14, without what came later."""
+    request.getfixturevalue(f"{request.param}_stand_in")  # skips where it cannot be had
+    sources, flags = stand_in_build.X86_64, ("-DOLD_MACOS",)
+    if request.param == "aarch64":
+        sources = stand_in_build.ARM64
+        flags = (*flags, *stand_in_build.unicorn_flags(require_package("unicorn")))
+    path = stand_in_build.build(stand_in_folder, f"old-{request.param}", sources, flags)
+    monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(path))
+    return StandIn(path, request.param)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SOURCES = Path(__file__).parent / "stand_in"
 X86_64 = ("stand_in.c", "x86_64.c", "x86_64_state.c", "x86_64_entry.c", "x86_64_exits.c")
-ARM64 = ("stand_in.c", "arm64.c", "arm64_state.c", "arm64_run.c")
+ARM64 = ("stand_in.c", "arm64.c", "arm64_state.c", "arm64_run.c", "arm64_timer.c")
 FLAGS = (
     "-shared",
     "-fPIC",

@@ -41,6 +41,7 @@ struct vcpu {
     bool pending[2]; /* IRQ, FIQ */
     bool timer_masked, trap_debug, trap_debug_access;
     uint64_t timer_offset, mdscr, mpidr;
+    uint64_t timer_control, timer_compare; /* the engine has no timer */
     struct debug_pair breaks[16], watches[16];
     uint64_t step_pending; /* PSTATE.SS, which the engine does not know */
     /* what the hooks found in the last entry */
@@ -85,14 +86,22 @@ uint32_t state_instruction(struct vcpu *vcpu, uint64_t address);
 int run_vcpu(struct vcpu *vcpu);
 int run_hooks(struct vcpu *vcpu);
 void run_synchronise(struct vcpu *vcpu);
+
+/* arm64_timer.c */
 uint64_t run_counter(void);
+int timer_hooks(struct vcpu *vcpu);
+/* Ticks until the virtual timer fires: 0 now, ~0 never. */
+uint64_t timer_ticks(struct vcpu *vcpu);
+/* The timer's registers: whether `number` is one, and then its value. */
+int timer_read(struct vcpu *vcpu, uint16_t number, uint64_t *value);
+int timer_write(struct vcpu *vcpu, uint16_t number, uint64_t value);
 
 #define SYS(op0, op1, crn, crm, op2) ((op0) << 14 | (op1) << 11 | (crn) << 7 | (crm) << 3 | (op2))
 enum {
     S_MDSCR = SYS(2, 0, 0, 2, 2), S_MPIDR = SYS(3, 0, 0, 0, 5), S_SCTLR = SYS(3, 0, 1, 0, 0), S_SPSR = SYS(3, 0, 4, 0, 0),
     S_ELR = SYS(3, 0, 4, 0, 1), S_SP_EL0 = SYS(3, 0, 4, 1, 0), S_ESR = SYS(3, 0, 5, 2, 0), S_FAR = SYS(3, 0, 6, 0, 0),
     S_VBAR = SYS(3, 0, 12, 0, 0), S_TPIDR_EL1 = SYS(3, 0, 13, 0, 4), S_CNTV_CTL = SYS(3, 3, 14, 3, 1),
-    S_CNTV_CVAL = SYS(3, 3, 14, 3, 2), S_SP_EL1 = SYS(3, 4, 4, 1, 0), S_HCR_EL2 = SYS(3, 4, 1, 1, 0), S_SCR_EL3 = SYS(3, 6, 1, 1, 0)
+    S_CNTV_CVAL = SYS(3, 3, 14, 3, 2), S_CNTV_TVAL = SYS(3, 3, 14, 3, 0), S_SP_EL1 = SYS(3, 4, 4, 1, 0), S_HCR_EL2 = SYS(3, 4, 1, 1, 0), S_SCR_EL3 = SYS(3, 6, 1, 1, 0)
 };
 
 #endif

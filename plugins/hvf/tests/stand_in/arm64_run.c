@@ -78,7 +78,7 @@ int run_hooks(struct vcpu *vcpu) {
     const int faults = UC_HOOK_MEM_READ_UNMAPPED | UC_HOOK_MEM_WRITE_UNMAPPED | UC_HOOK_MEM_FETCH_UNMAPPED |
                        UC_HOOK_MEM_READ_PROT | UC_HOOK_MEM_WRITE_PROT | UC_HOOK_MEM_FETCH_PROT;
     return uc_hook_add(vcpu->engine, &hook, UC_HOOK_INTR, (void *)on_exception, vcpu, 1, 0) ||
-                   uc_hook_add(vcpu->engine, &hook, faults, (void *)on_unmapped, vcpu, 1, 0)
+                   uc_hook_add(vcpu->engine, &hook, faults, (void *)on_unmapped, vcpu, 1, 0) || timer_hooks(vcpu)
                ? -1
                : 0;
 }
@@ -216,21 +216,6 @@ static int debug_hit(struct vcpu *vcpu) {
 }
 
 /* -- running --------------------------------------------------------------------------------------------------------- */
-
-uint64_t run_counter(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return ((uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec) / 16; /* as the engine counts: 62.5 MHz */
-}
-
-/* Ticks until the virtual timer fires: 0 now, ~0 never. */
-static uint64_t timer_ticks(struct vcpu *vcpu) {
-    const uint64_t control = state_system(vcpu, S_CNTV_CTL);
-    if ((control & 3) != 1 || vcpu->timer_masked)
-        return ~UINT64_C(0);
-    const uint64_t compare = state_system(vcpu, S_CNTV_CVAL), now = run_counter() - vcpu->timer_offset;
-    return compare > now ? compare - now : 0;
-}
 
 /* The engine's memory becomes the machine's. */
 void run_synchronise(struct vcpu *vcpu) {

@@ -163,6 +163,8 @@ uint64_t state_system(struct vcpu *vcpu, uint16_t number) {
         return vcpu->mpidr;
     if (number == S_SP_EL0 || number == S_SP_EL1)
         return state_sp(vcpu, number == S_SP_EL1);
+    if (timer_read(vcpu, number, &value))
+        return value;
     read_cp(vcpu->engine, number, &value);
     return value;
 }
@@ -176,7 +178,7 @@ void state_set_system(struct vcpu *vcpu, uint16_t number, uint64_t value) {
         vcpu->mpidr = value;
     else if (number == S_SP_EL0 || number == S_SP_EL1)
         state_set_sp(vcpu, number == S_SP_EL1, value);
-    else
+    else if (!timer_write(vcpu, number, value))
         write_cp(vcpu->engine, number, value);
 }
 

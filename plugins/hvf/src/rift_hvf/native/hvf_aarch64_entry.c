@@ -51,8 +51,8 @@ int rift_hvf_arm_enter(struct rift_hvf_cpu *cpu, struct rift_error *error) {
 static const uint32_t forget_code[] = {0xD5033A9F, 0xD508831F, 0xD5033B9F, 0xD5033FDF, 0xD40A4A82};
 #define FORGOTTEN UINT64_C(0x5A005254) /* the syndrome of that HVC */
 
-#define CLASS_OF(syndrome) ((syndrome) >> 26 & 0x3F)
-#define INSTRUCTION_ABORT 0x20 /* the hypervisor had yet to give the page */
+/* Instruction or data abort (0x20, 0x24): the hypervisor had yet to give the page. The code itself can cause none. */
+#define IS_ABORT(syndrome) (((syndrome) >> 26 & 0x3B) == 0x20)
 
 /* Until the code above is through: other exits (a kick, the timer) are none of its business. */
 static int run_to_end(struct rift_hvf_cpu *cpu, struct rift_error *error) {
@@ -62,7 +62,7 @@ static int run_to_end(struct rift_hvf_cpu *cpu, struct rift_error *error) {
             return -1;
         if (exit->reason == HV_EXIT_EXCEPTION && exit->syndrome == FORGOTTEN)
             return 0;
-        if (exit->reason == HV_EXIT_EXCEPTION && CLASS_OF(exit->syndrome) != INSTRUCTION_ABORT)
+        if (exit->reason == HV_EXIT_EXCEPTION && !IS_ABORT(exit->syndrome))
             return rift_hvf_fail(error, EPROTO, "tlbi");
         if (exit->reason == HV_EXIT_VTIMER)
             arm_of(cpu)->timer_masked = 1;

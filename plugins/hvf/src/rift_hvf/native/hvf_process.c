@@ -32,24 +32,32 @@ int rift_hvf_fail(struct rift_error *error, int code, const char *operation) {
     return -1;
 }
 
-/* Destroys the VM when nobody needs it any more. Under the lock. */
+/* Destroys the VM when nobody needs it any more; one that the framework does not let go stays for the next machine.
+ * Under the lock. */
 static void sweep(void) {
     if (!process.framework || process.used || process.seats)
         return;
-    process.framework->calls.vm_destroy();
-    process.framework = NULL;
+    if (process.framework->calls.vm_destroy() == HV_SUCCESS)
+        process.framework = NULL;
 }
 
-/* Destroys the seat's hypervisor vCPU, on its thread. Returns an hv_return_t. */
-static int clear_seat(struct rift_hvf_seat *seat) {
-    int status = seat->framework->binding->vcpu_destroy(seat->framework, seat->id);
+static void free_seat(struct rift_hvf_seat *seat) {
     pthread_setspecific(process.key, NULL);
     free(seat);
     pthread_mutex_lock(&process.lock);
     process.seats -= 1;
     sweep();
     pthread_mutex_unlock(&process.lock);
-    return status;
+}
+
+/* Destroys the hypervisor vCPU of a seat without an occupant, on its thread. If the framework refuses, the seat
+ * stays: it is tried again when the thread wants a seat. */
+static int clear_seat(struct rift_hvf_seat *seat, struct rift_error *error) {
+    int status = seat->framework->binding->vcpu_destroy(seat->framework, seat->id);
+    if (status != HV_SUCCESS)
+        return rift_hvf_fail(error, status, "hv_vcpu_destroy");
+    free_seat(seat);
+    return 0;
 }
 
 /* A thread ends. Its vCPUs are parked or closed by then, unless its owner forgot them: their state is lost. */
@@ -62,7 +70,8 @@ static void thread_ends(void *value) {
         occupant->seat = NULL;
     }
     pthread_mutex_unlock(&process.lock);
-    clear_seat(seat);
+    seat->framework->binding->vcpu_destroy(seat->framework, seat->id); /* nobody can try again */
+    free_seat(seat);
 }
 
 static void make_key(void) {
@@ -78,10 +87,12 @@ int rift_hvf_process_enter(struct rift_hvf_framework *framework, uint32_t gpa_bi
     if (process.key_failed)
         return rift_hvf_fail(error, process.key_failed, "pthread_key_create");
     struct rift_hvf_seat *seat = own_seat();
-    if (seat && !seat->occupant)
-        clear_seat(seat);
+    if (seat && !seat->occupant && clear_seat(seat, error))
+        return -1;
     int status = 0;
     pthread_mutex_lock(&process.lock);
+    if (process.framework && (process.framework != framework || process.gpa_bits != gpa_bits))
+        sweep();
     if (process.used) {
         status = rift_hvf_fail(error, EBUSY, "hv_vm_create");
     } else if (process.framework && (process.framework != framework || process.gpa_bits != gpa_bits)) {
@@ -99,9 +110,10 @@ int rift_hvf_process_enter(struct rift_hvf_framework *framework, uint32_t gpa_bi
 }
 
 void rift_hvf_process_leave(void) {
+    struct rift_error ignored; /* what is still there is tried again later */
     struct rift_hvf_seat *seat = own_seat();
     if (seat && !seat->occupant)
-        clear_seat(seat);
+        clear_seat(seat, &ignored);
     pthread_mutex_lock(&process.lock);
     process.used = 0;
     sweep();
@@ -143,8 +155,8 @@ int rift_hvf_seat_take(struct rift_hvf_vcpu *vcpu, struct rift_error *error) {
     if (seat && seat->occupant) {
         if (rift_hvf_seat_leave(seat->occupant, error))
             return -1;
-    } else if (seat) {
-        clear_seat(seat);
+    } else if (seat && clear_seat(seat, error)) {
+        return -1;
     }
     seat = calloc(1, sizeof(*seat));
     if (!seat)
@@ -168,8 +180,9 @@ int rift_hvf_seat_take(struct rift_hvf_vcpu *vcpu, struct rift_error *error) {
     pthread_mutex_unlock(&process.lock);
     rift_hvf_control_seat(vcpu->control, seat->id);
     if (vcpu->saved_bytes && vcpu->binding->restore(&vcpu->cpu, vcpu->saved, vcpu->saved_bytes, error)) {
+        struct rift_error ignored;
         rift_hvf_seat_abandon(vcpu);
-        clear_seat(seat);
+        clear_seat(seat, &ignored);
         return -1;
     }
     return 0;
@@ -182,8 +195,7 @@ int rift_hvf_seat_leave(struct rift_hvf_vcpu *vcpu, struct rift_error *error) {
     if (rift_hvf_vcpu_settle(vcpu, 1, error) || save(vcpu, error)) /* a state in the middle of an access cannot be kept */
         return -1;
     rift_hvf_seat_abandon(vcpu);
-    int status = clear_seat(seat);
-    return status == HV_SUCCESS ? 0 : rift_hvf_fail(error, status, "hv_vcpu_destroy");
+    return clear_seat(seat, error);
 }
 
 void rift_hvf_seat_abandon(struct rift_hvf_vcpu *vcpu) {
