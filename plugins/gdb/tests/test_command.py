@@ -194,7 +194,8 @@ def test_the_configuration_is_kept(
 ) -> None:
     """Options stand above ``[debug]``, whose other keys stay."""
     (tmp_path / "rift.toml").write_text(
-        f'backend = "{kind[0]}"\n[binary]\npath = "{built(kind[1])}"\n[debug]\nlisten = "unix:there"\nhold_faults = true\n'
+        f'backend = "{kind[0]}"\n[binary]\npath = "{built(kind[1])}"\n[debug]\n'
+        'listen = "unix:there"\nhold_faults = true\n'
         'on_disconnect = "kill"\n'
     )
     running = rift("debug", "rift.toml")
