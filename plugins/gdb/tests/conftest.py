@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +14,10 @@ from rift_core import Machine, Stop, open_machine
 from rift_core.assembly import host_isa
 from rift_core.build import build
 from rift_core.catalog import Catalog
-from rift_core.testing.tools import require_backend, require_payload_compiler, require_tool, session
+from rift_core.testing.tools import require_backend, require_payload_compiler
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for gdb_rsp: importlib mode does not do it
+sys.path.insert(0, str(HERE))  # for gdb_rsp and debuggers: importlib mode does not do it
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from rift_core.thread import Thread
     from rift_gdb.server import Server
 
-SOURCE = HERE / "payload.c"
 MACHINES = [("kvm", host_isa()), ("emulator", "x86_64"), ("emulator", "aarch64")]
 SECONDS = 20.0
 
@@ -44,7 +41,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if (isa, pie) not in made:
             require_payload_compiler(isa)
             output = folder / f"payload-{isa}{'-pie' if pie else ''}.elf"
-            build(SOURCE, output, isa, optimize="1", pie=pie)
+            build(HERE / "payload.c", output, isa, optimize="1", pie=pie)
             made[isa, pie] = output
         return made[isa, pie]
 
@@ -145,25 +142,14 @@ def debug(kind: tuple[str, str], built: Callable[..., Path]) -> Iterator[Callabl
 @pytest.fixture(params=["system", "pypi"])
 def gdb(request: pytest.FixtureRequest) -> str:
     """A GDB: the distribution's, then PyPI's."""
+    from debuggers import find_debugger
+
     return find_debugger("gdb", request.param)
 
 
 @pytest.fixture(params=["system", "pypi"])
 def lldb(request: pytest.FixtureRequest) -> str:
     """An LLDB: the distribution's, then PyPI's."""
+    from debuggers import find_debugger
+
     return find_debugger("lldb", request.param)
-
-
-def find_debugger(name: str, origin: str) -> str:
-    """Path of a debugger; a skip, or a failure where something is required, without it."""
-    own = Path(sys.executable).parent / name
-    if origin == "pypi":
-        if own.exists():
-            return str(own)
-        sentence = f"{name}-for-pwndbg is not installed"
-        if session().required:
-            pytest.fail(f"--rift-require: {sentence}: pip install -r requirements-dev.txt", pytrace=False)
-        session().skip(sentence, "pip install -r requirements-dev.txt")
-    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != own.parent]
-    found = shutil.which(name, path=os.pathsep.join(folders))
-    return found if found is not None else require_tool(f"{name} of the distribution", package=name)

@@ -9,6 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from debuggers import find_debugger
 
 from rift_core import open_machine
 from rift_core.cli import status_of
@@ -54,8 +55,6 @@ def look(gdb: str, payload: Path, core: Path, commands: str) -> str:
 
 def gdb_for(gdb: str, isa: str) -> str:
     """Debian's plain GDB knows the host's ISA only."""
-    from conftest import find_debugger
-
     return gdb if isa == "x86_64" or not gdb.startswith("/usr") else find_debugger("gdb-multiarch", "system")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import SOURCE, find_debugger
+from debuggers import SOURCE, find_debugger
 
 from rift_core.testing.tools import require_tool
 
