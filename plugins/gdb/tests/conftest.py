@@ -14,7 +14,7 @@ from rift_core import Machine, Stop, open_machine
 from rift_core.assembly import host_isa
 from rift_core.build import build
 from rift_core.catalog import Catalog
-from rift_core.testing.tools import require_backend, require_payload_compiler
+from rift_core.testing.tools import require_backend, require_payload_compiler, session
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for gdb_rsp and debuggers: importlib mode does not do it
