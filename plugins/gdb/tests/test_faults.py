@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core import GuestFaultError, UnhandledExitError
+from rift_core.testing.tools import skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +148,7 @@ def test_a_cpu_that_shuts_down(debug: Debug) -> None:
     """No vectors, no stack: on x86-64 a triple fault. AArch64 has nothing like it: it faults for ever."""
     debugged = debug("main")
     if debugged.isa != "x86_64":
-        pytest.skip("only x86-64 has a triple fault")  # by design
+        skip_here("only x86-64 has a triple fault")  # by design
     client = debugged.begin()
     for name in ("idtr_limit",):
         row = debugged.server.target.layout.find(name)

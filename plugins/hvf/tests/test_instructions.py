@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rift_core.testing.tools import require_tool
+from rift_core.testing.tools import require_tool, skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The two C files, and the CPU's own arithmetic."""
     require_tool("gcc")
     if platform.machine() != "x86_64":
-        pytest.skip("the CPU to compare with is not an x86-64 one")
+        skip_here("the CPU to compare with is not an x86-64 one")
     path = tmp_path_factory.mktemp("native") / "instructions.so"
     sources = [NATIVE / "hvf_x86_64_instruction.c", NATIVE / "hvf_x86_64_arithmetic.c", HELPER]
     flags = ["-shared", "-fPIC", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
