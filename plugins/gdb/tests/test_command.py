@@ -106,6 +106,7 @@ def test_the_guest_waits_at_a_port(rift: Run, words: list[str]) -> None:
     client = Client(address)
     assert client.stop("?")["signal"] == 5
     assert client.ask("vCont;c") == b"W0c"
+    client.close()
     assert running.end() == 12
     assert "gdb " in running.errors
     assert f"target remote {address}" in running.errors
@@ -121,6 +122,7 @@ def test_a_socket(rift: Run, words: list[str], tmp_path: Path) -> None:
     client = Client(Address(path=path))
     client.stop("?")
     assert client.ask("vCont;c") == b"W06"
+    client.close()
     assert running.end() == 6
     assert not path.exists()
 
