@@ -32,7 +32,7 @@ class Running:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RIFT_")}
         environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rift_core", *line], cwd=folder, env=environment, text=True,
+            [str(Path(sys.executable).parent / "rift"), *line], cwd=folder, env=environment, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self.errors = ""
@@ -196,9 +196,8 @@ def test_the_configuration_is_kept(
 ) -> None:
     """Options stand above ``[debug]``, whose other keys stay."""
     (tmp_path / "rift.toml").write_text(
-        f'backend = "{kind[0]}"\n[binary]\npath = "{built(kind[1])}"\n[debug]\n'
-        'listen = "unix:there"\nhold_faults = true\n'
-        'on_disconnect = "kill"\n'
+        f'backend = "{kind[0]}"\n[binary]\npath = "{built(kind[1])}"\n'
+        '[debug]\nlisten = "unix:there"\nhold_faults = true\non_disconnect = "kill"\n'
     )
     running = rift("debug", "rift.toml")
     assert running.address().path is not None

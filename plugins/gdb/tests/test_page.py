@@ -81,7 +81,7 @@ def agree(command: str, expected: str, printed: str) -> None:
 
 def test_the_session_in_gdb(page: Page, gdb: str) -> None:
     first, commands = page.session("gdb", "gdb")
-    line, expected = re.match(r"\$ (.*)\n(.*)", first, re.DOTALL).groups()  # type: ignore[union-attr]
+    line, expected = re.match(r"\$ ([^\n]*)\n(.*)", first, re.DOTALL).groups()  # type: ignore[union-attr]
     folder = Path(gdb).parent
     environment = {**page.environment, "PATH": f"{folder}{os.pathsep}{page.environment['PATH']}"}
     terminal = Terminal(line.split(), page.folder, environment)
