@@ -49,8 +49,9 @@ class Running:
 
     def end(self) -> int:
         """Its status."""
-        _, errors = self.process.communicate(timeout=SECONDS)
-        self.errors += errors
+        assert self.process.stderr is not None
+        self.errors += self.process.stderr.read()  # not communicate(), which passes over what is buffered here
+        self.process.communicate(timeout=SECONDS)
         assert "Traceback" not in self.errors, self.errors
         return self.process.returncode
 
