@@ -230,7 +230,7 @@ def test_for_vs_code(rift: Run, words: list[str], tmp_path: Path) -> None:
 
 def test_other_machines_need_a_flag(rift: Run, words: list[str]) -> None:
     running = rift(*words, "--port", "0.0.0.0:0")
-    assert running.end() == 1
+    assert running.end() == 2
     assert "--allow-remote" in running.errors or "allow_remote" in running.errors
     running = rift(*words, "--port", "0.0.0.0:0", "--allow-remote", "--no-wait")
     assert running.end() == 6
