@@ -11,6 +11,7 @@ import pytest
 import stand_in_build
 
 from rift_core.backend import Watchpoint
+from rift_core.errors import HypervisorError, StateError
 from rift_core.exits import ExitKind
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Script(life.Life):
 
     def get(self, number: int) -> int:
         return int(self.library.rift_script_get_register(number))
+
+    @property
+    def pending(self) -> list[int]:
+        """The lines that were raised, entry by entry."""
+        return [self.library.rift_script_raised(at) for at in range(self.library.rift_script_raised_count())]
 
     def run_out(self, reply: int | None = None) -> None:
         """To the end of the script, without an exit before."""
@@ -208,6 +214,7 @@ def call(script: Script, secure: bool, function: int, *arguments: int) -> None:
     [
         (0x8000_0000, 0, 0x1_0001),  # SMCCC_VERSION
         (0x8400_0000, 0, 0x1_0001),  # PSCI_VERSION
+        (0x7777_8400_0000, 0, 0x1_0001),  # the identifier is in W0
         (0x8400_0002, 0, (1 << 64) - 3),  # CPU_OFF: threads are the host's business
         (0xC400_0003, 1, (1 << 64) - 3),  # CPU_ON
         (0xC400_0004, 0, 0),  # AFFINITY_INFO of itself: on
@@ -233,7 +240,7 @@ def test_the_end_by_psci(script: Script, secure: bool) -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["hvc", "smc"])
-@pytest.mark.parametrize("function", [0x77, 0xC600_0001, 0x1_8400_0000, 0x8400_0020])
+@pytest.mark.parametrize("function", [0x77, 0xC600_0001, 0x8600_0000, 0x8400_0020])
 def test_other_calls_are_exits(script: Script, secure: bool, function: int) -> None:
     call(script, secure, function, 1, 2, 3, 4, 5, 6)
     exit = script.vcpu.run()
@@ -373,3 +380,88 @@ def test_a_flush_leaves_the_vcpu_as_it_was(script: Script) -> None:
     script.run_out()
     after = script.vcpu.read_registers(readable)
     assert {name: after[name] for name in readable if after[name] != before[name]} == {}
+
+
+# -- interrupts ----------------------------
+
+IRQ_MASK, FIQ_MASK = 0x80, 0x40
+
+
+@pytest.mark.parametrize(("kind", "mask", "offset"), [(0, IRQ_MASK, 0x280), (1, FIQ_MASK, 0x300)])
+def test_an_interrupt_that_the_guest_takes_is_delivered_at_once(
+    script: Script, kind: int, mask: int, offset: int
+) -> None:
+    script.vcpu.write_registers({"pstate": 0x3C5 & ~mask, "pc": START + 0x40})
+    script.vcpu.inject_interrupt(kind)
+    with pytest.raises(StateError, match="waits already"):
+        script.vcpu.inject_interrupt(kind)
+    script.run_out()
+    assert script.get(PC) == script.get(VBAR) + offset
+    assert (script.get(ELR), script.get(SPSR)) == (START + 0x40, 0x3C5 & ~mask)
+    assert script.get(CPSR) & 0x3C0 == 0x3C0
+    assert script.pending == [], "no line was raised"
+    script.vcpu.inject_interrupt(kind)
+
+
+@pytest.mark.parametrize(("kind", "offset"), [(0, 0x80), (1, 0x100)])
+@pytest.mark.parametrize("origin", [0, 0x200, 0x400])
+def test_a_masked_interrupt_is_delivered_once(script: Script, kind: int, offset: int, origin: int) -> None:
+    vector = script.get(VBAR) + offset + origin
+    script.vcpu.inject_interrupt(kind)
+    script.exit(reason=CANCELED, times=2)
+    script.exit(syndrome(0x30, 0x22), registers={PC: vector})  # it has arrived
+    script.exit(syndrome(0x01, 1), registers={PC: vector})
+    script.run_out()
+    assert script.pending == [kind] * 3, "the line is raised at each entry before, and at none afterwards"
+    assert script.library.rift_script_traps() == 0, "nobody debugs"
+    script.vcpu.inject_interrupt(kind)
+
+
+def test_a_breakpoint_of_the_host_at_a_vector_is_shown(script: Script) -> None:
+    vector = script.get(VBAR) + 0x280
+    script.vcpu.set_debug(breakpoints=(vector,))
+    script.vcpu.inject_interrupt(0)
+    script.exit(syndrome(0x30, 0x22), registers={PC: vector})
+    exit = script.vcpu.run()
+    assert (exit.kind, exit.address, exit.info[0]) == (ExitKind.DEBUG, vector, 3)
+    script.run_out()
+    assert script.pending == [0]
+
+
+def test_brk_stays_the_guests_while_an_interrupt_waits(script: Script) -> None:
+    script.vcpu.inject_interrupt(0)
+    script.exit(syndrome(0x3C, 0x1234))
+    script.run_out()
+    assert (script.get(ELR), script.get(ESR)) == (START, syndrome(0x3C, 0x1234))
+    assert script.get(PC) == script.get(VBAR) + 0x200
+
+
+def test_without_room_for_breakpoints_it_comes_with_an_exit(script: Script) -> None:
+    script.vcpu.set_debug(breakpoints=tuple(START + 4 * at for at in range(4)))  # of 6
+    script.vcpu.inject_interrupt(0)
+    script.exit(reason=CANCELED)
+    script.exit(reason=CANCELED, registers={CPSR: 0x345})  # the mask is open now
+    script.run_out()
+    assert script.pending == []
+    assert script.get(PC) == script.get(VBAR) + 0x280
+
+
+def test_an_interrupt_ends_a_wait(script: Script) -> None:
+    script.vcpu.inject_interrupt(0)
+    script.exit(syndrome(0x01))
+    script.run_out()
+    assert script.get(PC) == START + 4
+
+
+def test_there_are_two_kinds_of_interrupts(script: Script) -> None:
+    for number in (2, 64, 1 << 40):
+        with pytest.raises(HypervisorError, match="not the vector of an interrupt"):
+            script.vcpu.inject_interrupt(number)
+
+
+def test_a_waiting_interrupt_is_saved(script: Script) -> None:
+    script.vcpu.inject_interrupt(1)
+    state = script.vcpu.save()
+    script.vcpu.restore(state)
+    with pytest.raises(StateError):
+        script.vcpu.inject_interrupt(0)

@@ -560,8 +560,92 @@ def test_what_cannot_be_carried_out_is_told_with_its_bytes(script: Script, code:
 def test_an_instruction_that_does_not_go_there_is_not_carried_out(script: Script) -> None:
     access(script, "8907", WRITE, rdi=VIRTUAL + 0x14)  # another thread has changed the code, or a register
     assert script.run().kind is ExitKind.FAIL_ENTRY
-    access(script, "488907", WRITE, offset=0xFFC, rdi=VIRTUAL + 0xFFC)  # into the next page
+    access(script, "488907", WRITE, offset=0xFFC, rdi=VIRTUAL + 0x1FFC)  # over another two pages
     assert script.run().kind is ExitKind.FAIL_ENTRY
+
+
+# -- accesses over two pages ------------------------------
+
+
+def parts(script: Script, *replies: int) -> list[tuple[int, int, int, bool]]:
+    """Address, size, value and direction of all parts."""
+    seen = []
+    exit = script.run()
+    for reply in (*replies, 0):
+        assert exit.kind is ExitKind.MMIO
+        seen.append((exit.address, exit.size, exit.value, exit.is_write))
+        exit = script.run(reply)
+        if exit.kind is not ExitKind.MMIO:
+            break
+    assert exit.raw_reason == NO_MORE, "the end of the script"
+    return seen
+
+
+def test_a_store_over_two_pages(script: Script) -> None:
+    access(script, "488907", WRITE, offset=0xFFD, rax=0x8877_6655_4433_2211)
+    assert parts(script, 0) == [
+        (DEVICE + 0xFFD, 3, 0x33_2211, True),
+        (DEVICE + 0x1000, 5, 0x88_7766_5544, True),
+    ]
+    assert script.get(RIP) == START + 3
+
+
+def test_a_load_over_two_pages(script: Script) -> None:
+    access(script, "488b07", READ, offset=0xFFD, rax=0)
+    assert parts(script, 0xFF33_2211, 0xFFFF_FF88_7766_5544) == [
+        (DEVICE + 0xFFD, 3, 0, False),
+        (DEVICE + 0x1000, 5, 0, False),
+    ]
+    assert (script.get(RAX), script.get(RIP)) == (0x8877_6655_4433_2211, START + 3)
+
+
+def test_sixteen_bytes_over_two_pages(script: Script) -> None:
+    script.vcpu.write_registers({"xmm0": int.from_bytes(bytes(range(0x10, 0x20)), "little")})
+    access(script, "0f1107", WRITE, offset=0xFF7)
+    seen = parts(script, 0, 0)
+    assert [(address, size) for address, size, *_ in seen] == [
+        (DEVICE + 0xFF7, 8), (DEVICE + 0xFFF, 1), (DEVICE + 0x1000, 7)
+    ]  # fmt: skip
+    assert b"".join(value.to_bytes(size, "little") for _, size, value, _ in seen) == bytes(range(0x10, 0x20))
+
+
+def test_the_part_that_is_memory_is_no_exit(script: Script) -> None:
+    script.put(RAM_SIZE - 8, 0)
+    for offset, gpa in ((RAM_SIZE - 4, DEVICE), (RAM_SIZE - 4, RAM_SIZE - 4)):  # whatever part is told
+        access(script, "488907", WRITE, rdi=offset, rax=0x8877_6655_4433_2211)
+        script.field(F_GPA, gpa)
+        if gpa != DEVICE:
+            script.run_out()  # memory that is there: entered again
+            continue
+        assert parts(script) == [(DEVICE, 4, 0x8877_6655, True)]
+        assert script.number(RAM_SIZE - 4, 4) == 0x4433_2211
+    access(script, "488b07", READ, rdi=RAM_SIZE - 4, rax=0)
+    script.field(F_GPA, DEVICE)
+    assert parts(script, 0xDDCC_BBAA) == [(DEVICE, 4, 0, False)]
+    assert script.get(RAX) == 0xDDCC_BBAA_4433_2211
+
+
+def test_read_modify_write_over_two_pages(script: Script) -> None:
+    access(script, "48ff07", READ | WRITE, offset=0xFFC, rax=0)  # inc qword [rdi]
+    assert parts(script, 0xFFFF_FFFF, 0x41, 0) == [
+        (DEVICE + 0xFFC, 4, 0, False),
+        (DEVICE + 0x1000, 4, 0, False),
+        (DEVICE + 0xFFC, 4, 0, True),
+        (DEVICE + 0x1000, 4, 0x42, True),
+    ]
+
+
+@pytest.mark.parametrize(("code", "error"), [("488907", 2), ("488b07", 0), ("48ff07", 2), ("48aa", 2)])
+def test_without_a_second_page_nothing_is_accessed(script: Script, code: str, error: int) -> None:
+    """A page fault there, by an access that is a write or not; STOSB is one byte, and has none."""
+    access(script, code, WRITE if error else READ, rdi=VIRTUAL + 0x1F_FFFD)
+    script.field(F_GPA, DEVICE + 0x1F_FFFD)
+    if code == "48aa":
+        assert script.run().kind is ExitKind.MMIO
+        return
+    script.run_out()
+    assert (script.delivered, script.vmcs(F_EVENT_CODE)) == (event(PF, code=True), error)
+    assert (script.get(CR2), script.get(RIP)) == (VIRTUAL + 0x20_0000, START)
 
 
 def test_code_on_a_device(script: Script) -> None:

@@ -24,7 +24,8 @@ DONE, FAULTS = 0x40_0000, 0x40_0100
 EL0T, EL1H = 0x3C0, 0x3C5  # PSTATE: D, A, I and F masked
 _SCTLR = 0x30D0_0980  # the bits that are 1 where no feature gives them a meaning: MMU and caches off
 _CPACR_FPEN = 3 << 20  # floating point and vectors do not trap
-_NOP, _BRK, _HVC, _SPIN = 0xD503_201F, 0xD420_0000, 0xD400_0002, 0x1400_0000
+_NOP, _WFI, _BRK, _HVC, _SPIN = 0xD503_201F, 0xD503_207F, 0xD420_0000, 0xD400_0002, 0x1400_0000
+_UNMASK_IRQ = 0xD503_42FF
 _STORE_DONE = 0xF900_035F  # str xzr, [x26]
 _STORE_DATA = 0xF900_0001  # str x1, [x0]
 _READ_UNKNOWN = 0xD53F_BFE0  # mrs x0, s3_7_c11_c15_7: implementation defined
@@ -137,6 +138,14 @@ def _inject(laboratory: Laboratory) -> bool:
     return exit is not None and exit.kind is ExitKind.MMIO and exit.address == FAULTS + 8 * 4
 
 
+def _interrupt(laboratory: Laboratory) -> bool:
+    """An IRQ that was injected while it was masked arrives when it is not: msr daifclr, 2; b ."""
+    laboratory.prepare(code(_UNMASK_IRQ, _SPIN))
+    laboratory.vcpu.inject_interrupt(0)
+    exit = laboratory.go_on()
+    return exit is not None and exit.kind is ExitKind.MMIO and exit.address == FAULTS + 8 * 5
+
+
 def _read_only(laboratory: Laboratory) -> bool:
     return laboratory.is_read_only(code(_STORE_DATA), 0x1234, 8, x0=READ_ONLY, x1=0x1234)
 
@@ -149,6 +158,11 @@ def _register_exit(laboratory: Laboratory) -> bool:
 def _hypercall(laboratory: Laboratory) -> bool:
     exit = laboratory.attempt(code(_HVC), x0=0x77)
     return exit is not None and exit.kind is ExitKind.HYPERCALL and exit.address == 0x77
+
+
+def _halt(laboratory: Laboratory) -> bool:
+    exit = laboratory.attempt(code(_WFI))
+    return exit is not None and exit.kind is ExitKind.HALT and laboratory.pc() == CODE + 4
 
 
 def _debug(instructions: bytes, what: int, at: int, user: bool, **choice: object) -> Callable[[Laboratory], bool]:
@@ -167,9 +181,11 @@ def _debug(instructions: bytes, what: int, at: int, user: bool, **choice: object
 CAPABILITIES: dict[str, Callable[[Laboratory], bool]] = {
     "vector_supervisor": _vectors,
     "inject_exception": _inject,
+    "inject_interrupt": _interrupt,
     "readonly_memory": _read_only,
     "user_msr_exit": _register_exit,
     "hypercall_exit": _hypercall,
+    "halt_exit": _halt,
 }
 for _suffix, _user in (("", False), ("_user", True)):
     CAPABILITIES |= {

@@ -50,6 +50,7 @@ struct vcpu {
     uint64_t fault_address;
     uint32_t syndrome;
     uint64_t fault_virtual;
+    uint64_t block, block_end; /* the code that was begun last */
     int hit; /* 1 a breakpoint, 2 a watchpoint */
     uint64_t hit_address, watched_bytes;
 };

@@ -73,11 +73,19 @@ static bool on_unmapped(uc_engine *engine, uc_mem_type type, uint64_t address, i
     return false;
 }
 
+static void on_block(uc_engine *engine, uint64_t address, uint32_t size, void *data) {
+    struct vcpu *vcpu = data;
+    (void)engine;
+    vcpu->block = address;
+    vcpu->block_end = address + size;
+}
+
 int run_hooks(struct vcpu *vcpu) {
     uc_hook hook;
     const int faults = UC_HOOK_MEM_READ_UNMAPPED | UC_HOOK_MEM_WRITE_UNMAPPED | UC_HOOK_MEM_FETCH_UNMAPPED |
                        UC_HOOK_MEM_READ_PROT | UC_HOOK_MEM_WRITE_PROT | UC_HOOK_MEM_FETCH_PROT;
     return uc_hook_add(vcpu->engine, &hook, UC_HOOK_INTR, (void *)on_exception, vcpu, 1, 0) ||
+                   uc_hook_add(vcpu->engine, &hook, UC_HOOK_BLOCK, (void *)on_block, vcpu, 1, 0) ||
                    uc_hook_add(vcpu->engine, &hook, faults, (void *)on_unmapped, vcpu, 1, 0) || timer_hooks(vcpu)
                ? -1
                : 0;
@@ -169,8 +177,12 @@ static uint32_t trapped_register(uint32_t code) {
     if ((code & 0xFFD00000) != 0xD5100000)
         return 0;
     const uint32_t op0 = 2 | (code >> 19 & 1), op1 = code >> 16 & 7, crn = code >> 12 & 15, crm = code >> 8 & 15,
-                   op2 = code >> 5 & 7;
-    return 0x18u << 26 | IL | op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | (code & 31) << 5 | crm << 1 | (code >> 21 & 1);
+                   op2 = code >> 5 & 7, read = code >> 21 & 1;
+    if (op1 >= 4 && op1 <= 6) /* registers of EL2 and EL3 are undefined in EL1 */
+        return 0;
+    if (!read && op0 == 3 && crn == 0) /* so are writes of identification registers */
+        return 0;
+    return 0x18u << 26 | IL | op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | (code & 31) << 5 | crm << 1 | read;
 }
 
 /* An exception: the guest's own, or one for the hypervisor. Returns 1 to leave. */
@@ -195,6 +207,7 @@ static int exception(struct vcpu *vcpu) {
         state_take_exception(vcpu, 0, syndrome, 0, 0);
         return 0;
     case EXCP_SVC:
+        vcpu->step_pending = 0; /* AArch64.CallSupervisor: SSAdvance() */
         state_take_exception(vcpu, 0, syndrome, 0, 0);
         return 0;
     case EXCP_PREFETCH_ABORT:
@@ -245,6 +258,20 @@ void run_synchronise(struct vcpu *vcpu) {
     pthread_mutex_unlock(&machine_lock);
 }
 
+/* An interrupt that the guest masks: it is looked for after each instruction, since the engine knows of none. */
+static int is_pending(const struct vcpu *vcpu) {
+    return vcpu->pending[0] || vcpu->pending[1];
+}
+
+/* Lines stay as they are until the exit: a handler that comes back without one is entered again. */
+static void take_pending(struct vcpu *vcpu) {
+    const uint64_t pstate = state_pstate(vcpu);
+    if (vcpu->pending[0] && !(pstate & 1 << 7))
+        state_take_exception(vcpu, 1, 0, 0, 0);
+    else if (vcpu->pending[1] && !(pstate & 1 << 6))
+        state_take_exception(vcpu, 2, 0, 0, 0);
+}
+
 /* Into the engine once. Returns 1 to leave, 0 to go on, -1 for an error. */
 static int enter(struct vcpu *vcpu) {
     const int step = vcpu->trap_debug && (vcpu->mdscr & 1) && vcpu->step_pending;
@@ -253,14 +280,17 @@ static int enter(struct vcpu *vcpu) {
         vcpu->timer_masked = true;
         return leave(vcpu, EXIT_VTIMER, 0, 0, 0);
     }
+    if (vcpu->trap_debug && (vcpu->mdscr & 1) && !vcpu->step_pending) /* a step that ended with an exception */
+        return leave(vcpu, EXIT_EXCEPTION, 0x32u << 26 | IL | 0x22, 0, 0);
     uc_hook hooks[32];
     vcpu->exception = vcpu->unmapped = -1;
     vcpu->hit = 0;
+    vcpu->block = vcpu->block_end = 0;
     const unsigned count = add_debug_hooks(vcpu, hooks);
     const uint64_t microseconds = ticks == ~UINT64_C(0) ? 0 : ticks * 16 / 1000 + 1;
     take_turn(vcpu);
     uc_err error = atomic_load(&vcpu->asked_to_exit) ? UC_ERR_OK
-                                                     : uc_emu_start(vcpu->engine, pc, NEVER, microseconds, step ? 1 : 0);
+                                                     : uc_emu_start(vcpu->engine, pc, NEVER, microseconds, step || is_pending(vcpu) ? 1 : 0);
     give_turn(vcpu);
     for (unsigned at = 0; at < count; ++at)
         uc_hook_del(vcpu->engine, hooks[at]);
@@ -275,7 +305,8 @@ static int enter(struct vcpu *vcpu) {
         return -1;
     }
     const uint64_t now = state_pc(vcpu);
-    if (now != pc && !atomic_load(&vcpu->asked_to_exit) && state_instruction(vcpu, now - 4) == WFI) {
+    if (now - 4 >= vcpu->block && now - 4 < vcpu->block_end && !atomic_load(&vcpu->asked_to_exit) &&
+        state_instruction(vcpu, now - 4) == WFI) { /* which ends a block */
         state_set_pc(vcpu, now - 4);
         return leave(vcpu, EXIT_EXCEPTION, 0x01u << 26 | IL, 0, 0);
     }
@@ -289,15 +320,12 @@ static int enter(struct vcpu *vcpu) {
 int run_vcpu(struct vcpu *vcpu) {
     int status = 0;
     atomic_store(&vcpu->inside, 1);
-    if (vcpu->pending[0] && !(state_pstate(vcpu) & 1 << 7))
-        state_take_exception(vcpu, 1, 0, 0, 0);
-    else if (vcpu->pending[1] && !(state_pstate(vcpu) & 1 << 6))
-        state_take_exception(vcpu, 2, 0, 0, 0);
     while (!status) {
         if (atomic_exchange(&vcpu->asked_to_exit, 0)) {
             status = leave(vcpu, EXIT_CANCELED, 0, 0, 0);
             break;
         }
+        take_pending(vcpu);
         run_synchronise(vcpu);
         status = enter(vcpu);
     }

@@ -160,6 +160,26 @@ EXPORT int hv_vmx_read_capability(uint32_t which, uint64_t *value) {
     return HV_SUCCESS;
 }
 
+static uint8_t fpstate[4096] __attribute__((aligned(64)));
+
+EXPORT int hv_vcpu_read_fpstate(uint32_t vcpu, void *buffer, size_t bytes) {
+    CALL();
+    (void)vcpu;
+    if (bytes > sizeof(fpstate))
+        return HV_BAD_ARGUMENT;
+    memcpy(buffer, fpstate, bytes);
+    return HV_SUCCESS;
+}
+
+EXPORT int hv_vcpu_write_fpstate(uint32_t vcpu, const void *buffer, size_t bytes) {
+    CALL();
+    (void)vcpu;
+    if (bytes > sizeof(fpstate))
+        return HV_BAD_ARGUMENT;
+    memcpy(fpstate, buffer, bytes);
+    return HV_SUCCESS;
+}
+
 EXPORT int hv_vcpu_enable_native_msr(uint32_t vcpu, uint32_t msr, bool enable) {
     CALL();
     (void)vcpu, (void)enable;

@@ -40,7 +40,20 @@ static struct {
     int exists, has_vcpu;
 } script;
 
+/* hv_vcpu_set_pending_interrupt(vcpu, kind, true), one after the other */
+static uint32_t raised[64];
+static unsigned raised_count;
+
+EXPORT uint32_t rift_script_raised(unsigned at) {
+    return raised[at];
+}
+
+EXPORT unsigned rift_script_raised_count(void) {
+    return raised_count;
+}
+
 EXPORT void rift_script_reset(void) {
+    raised_count = 0;
     script.count = script.next = 0;
 }
 
@@ -181,6 +194,15 @@ EXPORT int hv_vcpu_set_trap_debug_exceptions(uint64_t vcpu, bool value) {
 EXPORT int hv_vcpu_set_trap_debug_reg_accesses(uint64_t vcpu, bool value) {
     (void)vcpu;
     script.traps[1] = value;
+    return HV_SUCCESS;
+}
+
+EXPORT int hv_vcpu_set_pending_interrupt(uint64_t vcpu, uint32_t kind, bool pending) {
+    (void)vcpu;
+    if (kind > 1)
+        return HV_BAD_ARGUMENT;
+    if (pending && raised_count < 64)
+        raised[raised_count++] = kind;
     return HV_SUCCESS;
 }
 

@@ -124,10 +124,56 @@ static int is_store(const struct vcpu *vcpu, const uint8_t *code, unsigned count
     return count == at && cut(held, size) == value;
 }
 
+/* The bytes of a string instruction with these opcodes (the even one and the next), and nothing behind. */
+static int is_string(const uint8_t *code, unsigned count, uint8_t opcode, unsigned size) {
+    unsigned at = 0, word = 4;
+    while (at < count && (code[at] == 0xF3 || code[at] == 0x66 || code[at] == 0x48)) {
+        word = code[at] == 0x66 ? 2 : code[at] == 0x48 ? 8 : word;
+        ++at;
+    }
+    return at + 1 == count && (code[at] & 0xFE) == opcode && size == (code[at] & 1 ? word : 1);
+}
+
+static int has_rep(const uint8_t *code, unsigned count) {
+    for (unsigned at = 0; at < count; ++at)
+        if (code[at] == 0xF3)
+            return 1;
+    return 0;
+}
+
+/* Puts the registers back in front of the STOS or MOVS that has stored at `gpa`: KVM's emulator has moved RDI, RSI and
+ * RCX, and RIP if there is no REP. Returns 1 if there is one. */
+static int step_back_over_string_store(struct vcpu *vcpu, unsigned size, uint64_t gpa) {
+    uint64_t *r = vcpu->registers;
+    const uint64_t one = r[R_RFLAGS] & 1 << 10 ? -(uint64_t)size : size;
+    struct kvm_translation translation = {.linear_address = r[R_RDI] - one};
+    if (ioctl(vcpu->fd, KVM_TRANSLATE, &translation) || !translation.valid || translation.physical_address != gpa)
+        return 0;
+    for (unsigned behind = 0; behind < 2; ++behind)
+        for (unsigned count = 1; count <= 4; ++count) {
+            const uint64_t start = r[R_RIP] - (behind ? count : 0);
+            uint8_t code[4];
+            if (guest_bytes(vcpu, start, code, count) != count || has_rep(code, count) == (int)behind)
+                continue;
+            const int move = is_string(code, count, 0xA4, size);
+            if (!move && !is_string(code, count, 0xAA, size))
+                continue;
+            r[R_RIP] = start;
+            r[R_RDI] -= one;
+            r[R_RSI] -= move ? one : 0;
+            r[R_RCX] += !behind;
+            vcpu->general_changed = 1;
+            return 1;
+        }
+    return 0;
+}
+
 /* Puts RIP back in front of the store that ends at it. */
-static int step_back_over_store(struct vcpu *vcpu, unsigned size, uint64_t value) {
+static int step_back_over_store(struct vcpu *vcpu, unsigned size, uint64_t gpa, uint64_t value) {
     const uint64_t end = vcpu->registers[R_RIP];
     uint8_t code[15];
+    if (step_back_over_string_store(vcpu, size, gpa))
+        return 0;
     for (unsigned count = 2; count <= 15; ++count)
         if (guest_bytes(vcpu, end - count, code, count) == count && is_store(vcpu, code, count, size, value)) {
             vcpu->registers[R_RIP] = end - count;
@@ -140,16 +186,34 @@ static int step_back_over_store(struct vcpu *vcpu, unsigned size, uint64_t value
 
 /* -- the exits ----------------------------------------------------------------------------------------------- */
 
+/* Finishes a store, which comes in two parts where it goes over two pages. Returns its size. */
+static unsigned finish_store(struct vcpu *vcpu, uint64_t *value) {
+    struct kvm_run *run = vcpu->run;
+    uint8_t bytes[16] = {0};
+    unsigned size = 0;
+    for (int status = 0; status == 0 && size + run->mmio.len <= sizeof(bytes);) {
+        memcpy(bytes + size, run->mmio.data, run->mmio.len);
+        size += run->mmio.len;
+        run->immediate_exit = 1;
+        status = ioctl(vcpu->fd, KVM_RUN, 0);
+        run->immediate_exit = 0;
+    }
+    memcpy(value, bytes, sizeof(*value));
+    return size;
+}
+
 static int translate_mmio(struct vcpu *vcpu) {
     struct kvm_run *run = vcpu->run;
     const uint64_t gpa = run->mmio.phys_addr;
-    const unsigned size = run->mmio.len, write = run->mmio.is_write;
+    const int write = run->mmio.is_write;
     const struct region *region = region_at(gpa);
-    uint64_t value = 0;
+    uint64_t value;
     uint32_t length;
-    memcpy(&value, run->mmio.data, size <= 8 ? size : 8);
-    if (write && (finish(vcpu) || state_load_general(vcpu) || step_back_over_store(vcpu, size, value)))
-        return HV_ERROR;
+    if (write) {
+        const unsigned size = finish_store(vcpu, &value);
+        if (state_load_general(vcpu) || step_back_over_store(vcpu, size, gpa, value))
+            return HV_ERROR;
+    }
     memset(run->mmio.data, 0, sizeof(run->mmio.data));
     if (!write && take_back(vcpu, &length))
         return HV_ERROR;
@@ -169,21 +233,6 @@ static int is_out(const struct vcpu *vcpu, const uint8_t *code, unsigned count, 
         return count == at && size == (opcode & 1 ? word : 1) && (vcpu->registers[R_RDX] & 0xFFFF) == port;
     if (opcode == 0xE6 || opcode == 0xE7)
         return count == at + 1 && size == (opcode & 1 ? word : 1) && code[at] == port;
-    return 0;
-}
-
-/* OUTS, with REP or without. */
-static int is_outs(const uint8_t *code, unsigned count, unsigned size) {
-    unsigned at = 0, operand16 = 0;
-    while (at < count && (code[at] == 0xF3 || code[at] == 0x66))
-        operand16 |= code[at++] == 0x66;
-    return at + 1 == count && (code[at] & 0xFE) == 0x6E && size == (code[at] & 1 ? operand16 ? 2u : 4u : 1u);
-}
-
-static int has_rep(const uint8_t *code, unsigned count) {
-    for (unsigned at = 0; at < count; ++at)
-        if (code[at] == 0xF3)
-            return 1;
     return 0;
 }
 
@@ -208,7 +257,7 @@ static uint32_t step_back_over_outs(struct vcpu *vcpu, unsigned size, uint64_t *
     for (unsigned behind = 0; behind < 2; ++behind)
         for (unsigned count = 1; count <= 4; ++count) {
             const uint64_t start = r[R_RIP] - (behind ? count : 0);
-            if (guest_bytes(vcpu, start, code, count) != count || !is_outs(code, count, size))
+            if (guest_bytes(vcpu, start, code, count) != count || !is_string(code, count, 0x6E, size))
                 continue;
             const int rep = has_rep(code, count);
             if (!behind && !rep) /* a REP stays at its instruction even when RCX has come to 0 */
@@ -245,17 +294,57 @@ static int translate_out(struct vcpu *vcpu, unsigned size, unsigned port, uint64
     return HV_SUCCESS;
 }
 
+/* The length of the INS at RIP, 0 if it is an IN. */
+static uint32_t ins_at(struct vcpu *vcpu, unsigned size, int *rep) {
+    uint8_t code[4];
+    for (unsigned count = 1; count <= 4; ++count)
+        if (guest_bytes(vcpu, vcpu->registers[R_RIP], code, count) == count && is_string(code, count, 0x6C, size)) {
+            *rep = has_rep(code, count);
+            return count;
+        }
+    return 0;
+}
+
+/* Takes back an INS, of which KVM does as many elements at once as it likes: memory as well. */
+static int take_back_ins(struct vcpu *vcpu, unsigned bytes) {
+    uint8_t before[4096];
+    uint64_t places[4096];
+    unsigned count = 0;
+    uint32_t ignored;
+    const uint64_t first = vcpu->registers[R_RDI] - (vcpu->registers[R_RFLAGS] & 1 << 10 ? bytes : 0);
+    for (unsigned at = 0; at < 2 * bytes && count < sizeof(before); ++at) {
+        struct kvm_translation translation = {.linear_address = first + at};
+        if (ioctl(vcpu->fd, KVM_TRANSLATE, &translation) || !translation.valid || !region_at(translation.physical_address))
+            continue;
+        const struct region *region = region_at(translation.physical_address);
+        places[count] = translation.physical_address;
+        before[count++] = region->host[translation.physical_address - region->gpa];
+    }
+    if (take_back(vcpu, &ignored))
+        return -1;
+    for (unsigned at = 0; at < count; ++at) {
+        const struct region *region = region_at(places[at]);
+        if (region->flags & 2)
+            region->host[places[at] - region->gpa] = before[at];
+    }
+    return 0;
+}
+
 static int translate_io(struct vcpu *vcpu) {
     struct kvm_run *run = vcpu->run;
     const unsigned size = run->io.size, port = run->io.port;
     const uint64_t qualification = (size - 1) | (uint64_t)port << 16;
     uint32_t length;
+    int rep = 0;
     if (run->io.direction != KVM_EXIT_IO_IN)
         return translate_out(vcpu, size, port, qualification);
     memset((uint8_t *)run + run->io.data_offset, 0, (size_t)size * run->io.count);
-    if (take_back(vcpu, &length))
+    if (state_load_general(vcpu))
         return HV_ERROR;
-    exit_set(vcpu, REASON_IO, qualification | 8, length);
+    const uint32_t string = ins_at(vcpu, size, &rep);
+    if (string ? take_back_ins(vcpu, size * run->io.count) : take_back(vcpu, &length))
+        return HV_ERROR;
+    exit_set(vcpu, REASON_IO, qualification | 8 | (string ? 1 << 4 : 0) | (rep ? 1 << 5 : 0), string ? string : length);
     return HV_SUCCESS;
 }
 

@@ -47,6 +47,8 @@ enum hv_system_register {
 #define PSTATE_SP 0x1u  /* M[0]: SP_EL1, not SP_EL0 */
 #define PSTATE_EL 0xCu  /* M[3:2] */
 #define PSTATE_EL1H 0x5u
+#define PSTATE_F (1u << 6)
+#define PSTATE_I (1u << 7)
 #define PSTATE_A (1u << 8)
 #define PSTATE_MASKED 0x3C0u /* D, A, I, F */
 #define PSTATE_SSBS (1u << 12)
@@ -60,6 +62,12 @@ enum hv_system_register {
 #define SCTLR_I (UINT64_C(1) << 12)
 #define MDSCR_SS UINT64_C(1)
 #define MDSCR_MDE (UINT64_C(1) << 15)
+
+/* ESR_ELx.EC. */
+enum exception_class {
+    EC_WFX = 0x01, EC_HVC = 0x16, EC_SMC = 0x17, EC_SYSTEM_REGISTER = 0x18, EC_INSTRUCTION_ABORT = 0x20,
+    EC_DATA_ABORT = 0x24, EC_BREAKPOINT = 0x30, EC_STEP = 0x32, EC_WATCHPOINT = 0x34, EC_BRK = 0x3C
+};
 
 enum { MOST_DEBUG_REGISTERS = 16 };
 
@@ -83,8 +91,11 @@ struct rift_hvf_arm {
     uint32_t timer_masked; /* a timer exit has masked the timer, until the guest has dealt with it */
     uint32_t repeats;      /* how often the same exit has led straight back into the guest */
     uint64_t repeated_ipa, repeated_pc;
+    uint32_t interrupt;       /* one that waits: 1 IRQ, 2 FIQ, 0 none */
+    uint32_t watches_vectors; /* breakpoints tell when it arrives, ... */
+    uint64_t vector;          /* ... at this address, or 0x200 or 0x400 further */
     /* debugging by the host, and the guest's own registers meanwhile */
-    uint32_t debug_step, debug_on, breakpoints, watchpoints;
+    uint32_t debug_step, debug_host, debug_on, breakpoints, watchpoints;
     struct arm_debug_pair break_points[MOST_DEBUG_REGISTERS], watch_points[MOST_DEBUG_REGISTERS];
     uint64_t guest_mdscr;
     struct arm_debug_pair guest_break[MOST_DEBUG_REGISTERS], guest_watch[MOST_DEBUG_REGISTERS];
@@ -127,6 +138,18 @@ int rift_hvf_arm_wait(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct r
 int rift_hvf_arm_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                         struct rift_error *error);
 
+/* The CPU takes an exception to the vector at `offset` of the four for each kind of origin. */
+int rift_hvf_arm_take(struct rift_hvf_cpu *cpu, uint64_t pc, uint64_t pstate, uint32_t offset, struct rift_error *error);
+
+/* -- hvf_aarch64_interrupts.c ------------------------------------------------------------------------------- */
+
+/* 0 IRQ, 1 FIQ. */
+int rift_hvf_arm_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rift_error *error);
+/* Before an entry, while one waits or its vectors are watched. */
+int rift_hvf_arm_offer_interrupt(struct rift_hvf_cpu *cpu, struct rift_error *error);
+/* At a breakpoint: whether it is that of a vector, where the guest has taken the interrupt. */
+int rift_hvf_arm_interrupt_arrived(struct rift_hvf_cpu *cpu);
+
 /* -- hvf_aarch64_debug.c --------------------------------------------------------------------------------- */
 
 int rift_hvf_arm_set_debug(struct rift_hvf_cpu *cpu, const struct rift_hvf_debug *debug, struct rift_error *error);
@@ -134,6 +157,10 @@ int rift_hvf_arm_exit_debug(struct rift_hvf_cpu *cpu, struct rift_exit *exit, st
 /* MDSCR_EL1, and the debug registers, as the guest has set them. */
 int rift_hvf_arm_read_mdscr(const struct rift_hvf_cpu *cpu, uint64_t *value, struct rift_error *error);
 int rift_hvf_arm_write_mdscr(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_error *error);
+/* Three breakpoints for vectors that are watched, beside the host's own. */
+int rift_hvf_arm_has_room_for_vectors(const struct rift_hvf_cpu *cpu);
+/* Takes the debug registers over, or gives them back, as what is wanted has changed. */
+int rift_hvf_arm_refresh_debug(struct rift_hvf_cpu *cpu, struct rift_error *error);
 /* Puts what set_debug has chosen into a hypervisor vCPU that was just made. */
 int rift_hvf_arm_apply_debug(struct rift_hvf_cpu *cpu, struct rift_error *error);
 

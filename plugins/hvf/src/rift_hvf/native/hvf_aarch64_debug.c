@@ -61,9 +61,38 @@ static int traps(struct rift_hvf_cpu *cpu, bool on, struct rift_error *error) {
     return status == HV_SUCCESS ? 0 : rift_hvf_fail(error, status, "hv_vcpu_set_trap_debug_reg_accesses");
 }
 
+enum { VECTORS = 3, VECTOR_DISTANCE = 0x200 }; /* from EL1 with SP_EL0, from EL1 with SP_EL1, from EL0 */
+
+static struct arm_debug_pair break_at(uint64_t address) {
+    return (struct arm_debug_pair){.value = address, .control = DBGCR_ENABLE | DBGCR_EL1_EL0 | DBGBCR_WORD};
+}
+
+int rift_hvf_arm_has_room_for_vectors(const struct rift_hvf_cpu *cpu) {
+    const struct rift_hvf_arm *arm = arm_of(cpu);
+    const struct rift_hvf_arm_calls *calls = &cpu->framework->arm;
+    uint32_t used = 0;
+    for (uint32_t at = 0; at < MOST_DEBUG_REGISTERS; ++at)
+        used += arm->break_points[at].control != 0;
+    /* Before the first use nobody has counted the registers: there are at least 6 on every CPU that runs macOS. */
+    return calls->set_trap_debug_exceptions && calls->set_trap_debug_reg_accesses &&
+           used + VECTORS <= (arm->breakpoints ? arm->breakpoints : VECTORS);
+}
+
+/* Breakpoints of the host, which are the first ones, and behind them those of vectors. */
+static void merge(const struct rift_hvf_arm *arm, struct arm_debug_pair merged[MOST_DEBUG_REGISTERS]) {
+    uint32_t next = 0;
+    for (uint32_t at = 0; at < MOST_DEBUG_REGISTERS; ++at) {
+        merged[at] = arm->break_points[at];
+        if (merged[at].control)
+            next = at + 1;
+    }
+    for (uint32_t at = 0; arm->watches_vectors && at < VECTORS && next + at < arm->breakpoints; ++at)
+        merged[next + at] = break_at(arm->vector + VECTOR_DISTANCE * at);
+}
+
 /* The host's MDSCR_EL1: breakpoints and watchpoints need MDE, steps SS. */
 static uint64_t host_mdscr(const struct rift_hvf_arm *arm) {
-    int points = 0;
+    int points = arm->watches_vectors != 0;
     for (uint32_t at = 0; at < MOST_DEBUG_REGISTERS; ++at)
         points |= arm->break_points[at].control || arm->watch_points[at].control;
     return (points ? MDSCR_MDE : 0) | (arm->debug_step ? MDSCR_SS : 0);
@@ -71,9 +100,11 @@ static uint64_t host_mdscr(const struct rift_hvf_arm *arm) {
 
 int rift_hvf_arm_apply_debug(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     struct rift_hvf_arm *arm = arm_of(cpu);
+    struct arm_debug_pair merged[MOST_DEBUG_REGISTERS];
     if (!arm->debug_on)
         return 0;
-    if (traps(cpu, true, error) || transfer(cpu, arm->break_points, arm->breakpoints, 0, 1, error) ||
+    merge(arm, merged);
+    if (traps(cpu, true, error) || transfer(cpu, merged, arm->breakpoints, 0, 1, error) ||
         transfer(cpu, arm->watch_points, arm->watchpoints, 1, 1, error))
         return -1;
     return rift_hvf_arm_system_set(cpu, SYS_MDSCR_EL1, host_mdscr(arm), error);
@@ -102,6 +133,15 @@ static int give_back(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     return traps(cpu, false, error);
 }
 
+int rift_hvf_arm_refresh_debug(struct rift_hvf_cpu *cpu, struct rift_error *error) {
+    struct rift_hvf_arm *arm = arm_of(cpu);
+    if (!arm->debug_host && !arm->watches_vectors)
+        return arm->debug_on ? give_back(cpu, error) : 0;
+    if (learn(cpu, error) || (!arm->debug_on && take_over(cpu, error)))
+        return -1;
+    return rift_hvf_arm_apply_debug(cpu, error);
+}
+
 /* Sorts the points into the two kinds of registers. Returns 0 or an errno. */
 static int place(const struct rift_hvf_arm *arm, const struct rift_hvf_debug *debug, struct arm_debug_pair *breaks,
                  struct arm_debug_pair *watches) {
@@ -118,8 +158,7 @@ static int place(const struct rift_hvf_arm *arm, const struct rift_hvf_debug *de
             return ENOSPC;
         if (point->address % 4)
             return EINVAL;
-        breaks[breakpoints++] =
-            (struct arm_debug_pair){.value = point->address, .control = DBGCR_ENABLE | DBGCR_EL1_EL0 | DBGBCR_WORD};
+        breaks[breakpoints++] = break_at(point->address);
     }
     return 0;
 }
@@ -132,17 +171,13 @@ int rift_hvf_arm_set_debug(struct rift_hvf_cpu *cpu, const struct rift_hvf_debug
     int refused = place(arm, debug, breaks, watches);
     if (refused)
         return rift_hvf_fail(error, refused, "set_debug");
-    const int wanted = debug->single_step || debug->software || debug->count;
-    if (wanted && !arm->debug_on && take_over(cpu, error))
-        return -1;
+    arm->debug_host = debug->single_step || debug->software || debug->count;
     arm->debug_step = debug->single_step;
     for (uint32_t at = 0; at < MOST_DEBUG_REGISTERS; ++at) {
         arm->break_points[at] = breaks[at];
         arm->watch_points[at] = watches[at];
     }
-    if (wanted)
-        return rift_hvf_arm_apply_debug(cpu, error);
-    return arm->debug_on ? give_back(cpu, error) : 0;
+    return rift_hvf_arm_refresh_debug(cpu, error);
 }
 
 int rift_hvf_arm_read_mdscr(const struct rift_hvf_cpu *cpu, uint64_t *value, struct rift_error *error) {
@@ -180,29 +215,39 @@ static uint64_t watched_address(const struct rift_hvf_arm *arm, uint64_t far) {
     return found;
 }
 
+/* Whether the host has a breakpoint there. */
+static int is_breakpoint(const struct rift_hvf_arm *arm, uint64_t address) {
+    for (uint32_t at = 0; at < MOST_DEBUG_REGISTERS; ++at)
+        if (arm->break_points[at].control && arm->break_points[at].value == address)
+            return 1;
+    return 0;
+}
+
 int rift_hvf_arm_exit_debug(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct rift_error *error) {
     const struct rift_hvf_arm *arm = arm_of(cpu);
     const struct rift_hvf_arm_exit *info = cpu->exit_info;
-    (void)error;
     exit->kind = RIFT_EXIT_DEBUG;
     exit->address = arm->pc;
     exit->info[2] = info->syndrome;
     switch (info->syndrome >> 26 & 0x3F) {
-    case 0x32: /* software step */
+    case EC_STEP:
         if (!arm->debug_step)
             return RIFT_HVF_REENTER;
         exit->info[0] = 1;
-        break;
-    case 0x3C: /* BRK */
+        return RIFT_HVF_DISPATCH;
+    case EC_BRK: /* exits while vectors are watched, though nobody debugs */
+        if (!arm->debug_host)
+            return rift_hvf_arm_inject(cpu, EC_BRK, 1, (uint32_t)info->syndrome & 0xFFFF, error) ? -1 : RIFT_HVF_REENTER;
         exit->info[0] = 2;
-        break;
-    case 0x34: /* watchpoint */
+        return RIFT_HVF_DISPATCH;
+    case EC_WATCHPOINT:
         exit->info[0] = 4;
         exit->info[1] = watched_address(arm, info->virtual_address);
-        break;
-    default: /* 0x30: breakpoint */
+        return RIFT_HVF_DISPATCH;
+    default: /* a breakpoint */
+        if (rift_hvf_arm_interrupt_arrived(cpu) && !is_breakpoint(arm, arm->pc))
+            return RIFT_HVF_REENTER;
         exit->info[0] = 3;
-        break;
+        return RIFT_HVF_DISPATCH;
     }
-    return RIFT_HVF_DISPATCH;
 }

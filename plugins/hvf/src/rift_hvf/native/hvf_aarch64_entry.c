@@ -40,6 +40,8 @@ int rift_hvf_arm_enter(struct rift_hvf_cpu *cpu, struct rift_error *error) {
         if (rift_hvf_arm_flush(cpu, error))
             return -1;
     }
+    if ((arm->interrupt || arm->watches_vectors) && rift_hvf_arm_offer_interrupt(cpu, error))
+        return -1;
     if ((arm->timer_masked && look_after_timer(cpu, error)) || (arm->debug_step && prepare_step(cpu, error)))
         return -1;
     return run(cpu, error);

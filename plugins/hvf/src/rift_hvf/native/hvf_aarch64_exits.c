@@ -6,11 +6,6 @@
 
 #include <errno.h>
 
-enum exception_class {
-    EC_WFX = 0x01, EC_HVC = 0x16, EC_SMC = 0x17, EC_SYSTEM_REGISTER = 0x18, EC_INSTRUCTION_ABORT = 0x20,
-    EC_DATA_ABORT = 0x24, EC_BREAKPOINT = 0x30, EC_STEP = 0x32, EC_WATCHPOINT = 0x34, EC_BRK = 0x3C
-};
-
 /* ISS of a data abort. */
 #define ABORT_WRITE (1u << 6)
 #define ABORT_TABLE_WALK (1u << 7)

@@ -28,30 +28,35 @@ static uint64_t handler_pstate(uint64_t old, uint64_t sctlr) {
     return pstate;
 }
 
+int rift_hvf_arm_take(struct rift_hvf_cpu *cpu, uint64_t pc, uint64_t pstate, uint32_t offset, struct rift_error *error) {
+    uint64_t vectors, control;
+    pstate &= ~(uint64_t)PSTATE_SS;
+    if (rift_hvf_arm_system_get(cpu, SYS_VBAR_EL1, &vectors, error) ||
+        rift_hvf_arm_system_get(cpu, SYS_SCTLR_EL1, &control, error) ||
+        rift_hvf_arm_system_set(cpu, SYS_ELR_EL1, pc, error) ||
+        rift_hvf_arm_system_set(cpu, SYS_SPSR_EL1, pstate, error) ||
+        rift_hvf_arm_set(cpu, HV_CPSR, handler_pstate(pstate, control), error))
+        return -1;
+    return rift_hvf_arm_set(cpu, HV_PC, vectors + vector_offset(pstate) + offset, error);
+}
+
 /* As the answer to an open access the exception belongs to its instruction, where PC still is: an HVC has left PC
  * behind itself. */
 int rift_hvf_arm_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                         struct rift_error *error) {
     struct rift_hvf_arm *arm = arm_of(cpu);
-    uint64_t pc, pstate, vectors, control;
+    uint64_t pc, pstate;
     if (vector > 0x3F)
         return rift_hvf_fail(error, EINVAL, "inject_exception");
-    if (rift_hvf_arm_get(cpu, HV_PC, &pc, error) || rift_hvf_arm_get(cpu, HV_CPSR, &pstate, error) ||
-        rift_hvf_arm_system_get(cpu, SYS_VBAR_EL1, &vectors, error) ||
-        rift_hvf_arm_system_get(cpu, SYS_SCTLR_EL1, &control, error))
+    if (rift_hvf_arm_get(cpu, HV_PC, &pc, error) || rift_hvf_arm_get(cpu, HV_CPSR, &pstate, error))
         return -1;
     if (vector == EC_SERROR && (pstate & PSTATE_A)) /* the framework keeps none pending */
         return rift_hvf_fail(error, EOPNOTSUPP, "inject_exception");
     if (cpu->open && arm->open == ARM_OPEN_HYPERCALL)
         pc -= 4;
-    pstate &= ~(uint64_t)PSTATE_SS;
     const uint64_t syndrome = (uint64_t)vector << ESR_EC_SHIFT | ESR_IL | (has_code ? code & ESR_ISS : 0);
-    const uint64_t target = vectors + vector_offset(pstate) + (vector == EC_SERROR ? SERROR_OFFSET : 0);
-    if (rift_hvf_arm_system_set(cpu, SYS_ELR_EL1, pc, error) ||
-        rift_hvf_arm_system_set(cpu, SYS_SPSR_EL1, pstate, error) ||
-        rift_hvf_arm_system_set(cpu, SYS_ESR_EL1, syndrome, error) ||
-        rift_hvf_arm_set(cpu, HV_CPSR, handler_pstate(pstate, control), error) ||
-        rift_hvf_arm_set(cpu, HV_PC, target, error))
+    if (rift_hvf_arm_system_set(cpu, SYS_ESR_EL1, syndrome, error) ||
+        rift_hvf_arm_take(cpu, pc, pstate, vector == EC_SERROR ? SERROR_OFFSET : 0, error))
         return -1;
     arm->open = ARM_OPEN_NOTHING;
     cpu->open = 0;

@@ -27,10 +27,10 @@ enum smccc_function {
 #define AFFINITY_OFF 1
 #define NO_MIGRATION 2 /* there is no trusted OS that would have to move */
 
+/* The identifier is in W0. */
 static int is_ours(uint64_t function) {
     const uint32_t number = (uint32_t)function & ~SMCCC_64;
-    return function >> 32 == 0 && ((number >= (uint32_t)PSCI_VERSION && number <= PSCI_LAST) ||
-                                   number == (uint32_t)SMCCC_VERSION);
+    return (number >= (uint32_t)PSCI_VERSION && number <= PSCI_LAST) || number == (uint32_t)SMCCC_VERSION;
 }
 
 static uint64_t has_feature(uint64_t function) {
@@ -135,6 +135,8 @@ int rift_hvf_arm_wait(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct r
     if (rift_hvf_arm_advance(cpu, error) || rift_hvf_arm_system_get(cpu, SYS_CNTV_CTL_EL0, &control, error) ||
         rift_hvf_arm_system_get(cpu, SYS_CNTV_CVAL_EL0, &compare, error))
         return -1;
+    if (arm->interrupt) /* it ends the wait, masked or not */
+        return RIFT_HVF_REENTER;
     const int runs = (control & (CNTV_CTL_ENABLE | CNTV_CTL_IMASK)) == CNTV_CTL_ENABLE;
     if (!runs || rift_hvf_arm_virtual_counter(cpu, &now) ||
         rift_hvf_arm_nanoseconds(cpu, compare > now ? compare - now : 0, &nanoseconds)) {

@@ -61,7 +61,7 @@ struct state {
     uint64_t vectors[32][2];
     struct arm_debug_pair breaks[MOST_DEBUG_REGISTERS], watches[MOST_DEBUG_REGISTERS]; /* the guest's own */
     uint64_t timer_offset;
-    uint32_t has_timer_offset, has_vectors;
+    uint32_t has_timer_offset, has_vectors, interrupt, unused;
 };
 
 _Static_assert(SYSTEM_COUNT <= 64, "one bit each");
@@ -151,6 +151,7 @@ int rift_hvf_arm_save(struct rift_hvf_cpu *cpu, void *buffer, size_t *bytes, str
     memset(state, 0, sizeof(*state));
     state->magic = MAGIC;
     state->version = VERSION;
+    state->interrupt = arm_of(cpu)->interrupt;
     state->bytes = sizeof(*state);
     for (uint32_t at = 0; at < CORE_COUNT; ++at)
         if (rift_hvf_arm_get(cpu, at, &state->core[at], error))
@@ -185,6 +186,7 @@ int rift_hvf_arm_restore(struct rift_hvf_cpu *cpu, const void *buffer, size_t by
         return -1;
     if (state.has_timer_offset && cpu->framework->arm.set_vtimer_offset)
         cpu->framework->arm.set_vtimer_offset(cpu->id, state.timer_offset);
+    arm->interrupt = state.interrupt <= 2 ? state.interrupt : 0;
     arm->open = ARM_OPEN_NOTHING;
     arm->flush = 1;
     cpu->open = 0;

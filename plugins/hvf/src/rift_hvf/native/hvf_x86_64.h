@@ -18,6 +18,15 @@ enum { X86_MSR_COUNT = 11 };
 /* The MSRs that are registers of the table, or native, or both. */
 extern const uint32_t rift_hvf_x86_msrs[X86_MSR_COUNT];
 
+/* 16 bytes on two pages: 9 and 7 of them are 8, 1 and 7. */
+enum { X86_MOST_PARTS = 4 };
+
+/* A part of an access to a device: at most 8 bytes on one page. */
+struct x86_part {
+    uint64_t gpa;
+    uint32_t offset, size; /* of and in the whole */
+};
+
 struct rift_hvf_x86 {
     uint32_t cpu_based;      /* what CTRL_CPU_BASED has without debugging and windows */
     uint32_t cpu_may;        /* bits of it that may be 1 */
@@ -41,10 +50,10 @@ struct rift_hvf_x86 {
     uint32_t open;                 /* enum x86_open */
     uint32_t open_size, open_msr;
     struct x86_instruction instruction;
-    uint64_t access_gpa;
+    struct x86_part parts[X86_MOST_PARTS];
+    uint32_t part_count, part_next;
     uint64_t access_words[2]; /* read so far, or still to be written */
-    uint32_t access_part;     /* of a 16-byte access: 0 or 1 */
-    uint32_t access_reading;  /* the answer is what was read; else the second half of a store is to come */
+    uint32_t access_reading;  /* the answer is what was read; else the rest of a store is to come */
     /* debugging: the host's points, and the guest's own DR0 to DR3 and DR7 meanwhile */
     uint32_t debug_step, debug_software, debug_count, debug_active;
     uint64_t debug_address[4], debug_control, guest_debug[5];
@@ -143,6 +152,18 @@ int rift_hvf_x86_string_address(const struct rift_hvf_cpu *cpu, const struct x86
 int rift_hvf_x86_string_memory(struct rift_hvf_cpu *cpu, uint32_t number, uint64_t *value, enum x86_access access,
                                int check, struct rift_error *error);
 
+/* -- hvf_x86_64_access.c: the parts of such an access ----------------------------------------------------- */
+
+/* The parts of the access of x86->instruction at `linear`, which went to `gpa`. Returns 0; 1: the guest has changed
+ * something since; 2: a page fault is queued, since there is no second page; -1. */
+int rift_hvf_x86_access_plan(struct rift_hvf_cpu *cpu, uint64_t linear, uint64_t gpa, enum x86_access access,
+                             struct rift_error *error);
+/* Goes on to the next part that is no memory. Both return 1 with *exit, or 0 when all are done. */
+int rift_hvf_x86_access_read(struct rift_hvf_cpu *cpu, struct rift_exit *exit);
+int rift_hvf_x86_access_write(struct rift_hvf_cpu *cpu, struct rift_exit *exit);
+/* The answer to the exit of a read. */
+void rift_hvf_x86_access_answer(struct rift_hvf_cpu *cpu, uint64_t value);
+
 /* -- hvf_x86_64_memory.c: the guest's memory as its own code sees it ------------------------------------ */
 
 /* The instruction at x86->rip: as many of 15 bytes as can be read. */
@@ -154,6 +175,10 @@ int rift_hvf_x86_linear(const struct rift_hvf_cpu *cpu, const struct x86_instruc
  * its error code in *code and its address in *fault; -1: a call failed. */
 int rift_hvf_x86_copy(const struct rift_hvf_cpu *cpu, uint64_t linear, void *data, uint32_t bytes,
                       enum x86_access access, uint64_t *fault, uint32_t *code, struct rift_error *error);
+/* The guest-physical address behind a linear one, for an access to a part of its page. Returns 0; 1: there is no
+ * telling; 2: a page fault; -1. */
+int rift_hvf_x86_translate(const struct rift_hvf_cpu *cpu, uint64_t linear, enum x86_access access, uint64_t *gpa,
+                           uint32_t *code, struct rift_error *error);
 /* Whether a copy would work; the same results. */
 int rift_hvf_x86_check(const struct rift_hvf_cpu *cpu, uint64_t linear, uint32_t bytes, enum x86_access access,
                        uint64_t *fault, uint32_t *code, struct rift_error *error);

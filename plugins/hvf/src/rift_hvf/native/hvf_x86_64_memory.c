@@ -132,6 +132,19 @@ int rift_hvf_x86_copy(const struct rift_hvf_cpu *cpu, uint64_t linear, void *dat
     return status;
 }
 
+int rift_hvf_x86_translate(const struct rift_hvf_cpu *cpu, uint64_t linear, enum x86_access access, uint64_t *gpa,
+                           uint32_t *code, struct rift_error *error) {
+    struct paging paging;
+    struct translation translation;
+    int status = load_paging(cpu, &paging, error);
+    if (status)
+        return status;
+    status = walk(cpu, &paging, linear, access, &translation);
+    *gpa = translation.gpa;
+    *code = translation.code;
+    return status ? translation.missing ? 1 : 2 : 0;
+}
+
 int rift_hvf_x86_check(const struct rift_hvf_cpu *cpu, uint64_t linear, uint32_t bytes, enum x86_access access,
                        uint64_t *fault, uint32_t *code, struct rift_error *error) {
     return rift_hvf_x86_copy(cpu, linear, NULL, bytes, access, fault, code, error);

@@ -13,8 +13,6 @@ enum { EPT_READ = 1, EPT_WRITE = 2, EPT_FETCH = 4, EPT_LINEAR_VALID = 1 << 7, EP
 /* An access that memory of ours allows, and that comes again and again, will come for ever. */
 #define MOST_REPEATS 100000u
 
-#define PAGE UINT64_C(0x1000)
-
 int rift_hvf_x86_cannot(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct rift_error *error) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
     uint8_t code[15];
@@ -88,29 +86,6 @@ static int stored_value(struct rift_hvf_cpu *cpu, uint64_t words[2], struct rift
 
 static uint64_t mask_of(uint32_t size) {
     return size >= 8 ? ~UINT64_C(0) : (UINT64_C(1) << 8 * size) - 1;
-}
-
-/* The part of an access that is an exit of its own. */
-static void describe_part(const struct rift_hvf_cpu *cpu, struct rift_exit *exit, int write) {
-    const struct rift_hvf_x86 *x86 = x86_of(cpu);
-    uint32_t size = x86->instruction.size > 8 ? 8 : x86->instruction.size;
-    *exit = (struct rift_exit){
-        .kind = RIFT_EXIT_MMIO,
-        .address = x86->access_gpa + 8 * x86->access_part,
-        .size = size,
-        .is_write = (uint32_t)write,
-        .raw_reason = x86->reason,
-        .value = write ? x86->access_words[x86->access_part] & mask_of(size) : 0,
-    };
-}
-
-/* The first or second part of a store, whose instruction is finished otherwise. */
-static void show_store(struct rift_hvf_cpu *cpu, struct rift_exit *exit) {
-    struct rift_hvf_x86 *x86 = x86_of(cpu);
-    describe_part(cpu, exit, 1);
-    const int more = x86->instruction.size > 8 && x86->access_part == 0;
-    x86->open = more ? OPEN_MMIO : OPEN_NOTHING;
-    cpu->open = (uint32_t)more;
 }
 
 static int advance(struct rift_hvf_cpu *cpu, struct rift_error *error) {
@@ -198,53 +173,50 @@ static int finish_read(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct 
     }
     if (status || advance(cpu, error))
         return -1;
-    if (write) {
-        x86->access_part = 0;
-        show_store(cpu, exit);
-    }
-    return write;
+    x86->part_next = 0;
+    return write ? rift_hvf_x86_access_write(cpu, exit) : 0;
 }
 
 int rift_hvf_x86_complete_mmio(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_exit *exit,
                                struct rift_error *error) {
-    struct rift_hvf_x86 *x86 = x86_of(cpu);
-    const uint32_t size = x86->instruction.size;
-    x86->open = OPEN_NOTHING;
-    cpu->open = 0;
-    if (!x86->access_reading) { /* the second half of a store */
-        x86->access_part = 1;
-        show_store(cpu, exit);
-        return 1;
-    }
-    x86->access_words[x86->access_part] = value & mask_of(size > 8 ? 8 : size);
-    if (size > 8 && x86->access_part == 0) {
-        x86->access_part = 1;
-        describe_part(cpu, exit, 0);
-        x86->open = OPEN_MMIO;
-        cpu->open = 1;
-        return 1;
-    }
-    x86->access_reading = 0;
-    return finish_read(cpu, exit, error);
+    if (!x86_of(cpu)->access_reading) /* a store, of which more is to come */
+        return rift_hvf_x86_access_write(cpu, exit);
+    rift_hvf_x86_access_answer(cpu, value);
+    return rift_hvf_x86_access_read(cpu, exit) ? 1 : finish_read(cpu, exit, error);
 }
 
 /* -- beginning one ---------------------------------------------------------------------------------------- */
 
-/* Whether the operand is where the hypervisor says the access went, and on one page. The guest may have changed
- * the instruction since. */
-static int operand_matches(struct rift_hvf_cpu *cpu, uint64_t gpa, int write, struct rift_error *error) {
-    const struct x86_instruction *instruction = &x86_of(cpu)->instruction;
-    uint64_t linear;
-    if (is_string(instruction->operation)) {
-        uint32_t number = instruction->operation == OP_STORE_STRING || (write && instruction->operation == OP_MOVE_STRING)
-                              ? HV_RDI
-                              : HV_RSI;
-        if (rift_hvf_x86_string_address(cpu, instruction, number, &linear, error))
-            return -1;
-    } else if (rift_hvf_x86_linear(cpu, instruction, &linear, error)) {
-        return -1;
+/* Whether the device is written, which decides what a page fault of the operand's other page says. */
+static enum x86_access access_of(const struct x86_instruction *instruction, int write_fault) {
+    switch (instruction->operation) {
+    case OP_LOAD:
+    case OP_LOAD_SIGNED:
+    case OP_LOAD_VECTOR:
+    case OP_LOAD_STRING:
+    case OP_COMPARE:
+    case OP_TEST:
+    case OP_BIT_TEST:
+        return ACCESS_READ;
+    case OP_MOVE_STRING:
+        return write_fault ? ACCESS_WRITE : ACCESS_READ;
+    default:
+        return instruction->direction == TO_REGISTER_FROM_MEMORY ? ACCESS_READ : ACCESS_WRITE;
     }
-    return linear % PAGE == gpa % PAGE && gpa % PAGE + instruction->size <= PAGE;
+}
+
+/* The parts of the operand. Returns as rift_hvf_x86_access_plan. */
+static int plan(struct rift_hvf_cpu *cpu, uint64_t gpa, int write_fault, struct rift_error *error) {
+    const struct x86_instruction *instruction = &x86_of(cpu)->instruction;
+    const int at_rdi = instruction->operation == OP_STORE_STRING ||
+                       (write_fault && instruction->operation == OP_MOVE_STRING);
+    uint64_t linear;
+    int status = is_string(instruction->operation)
+                     ? rift_hvf_x86_string_address(cpu, instruction, at_rdi ? HV_RDI : HV_RSI, &linear, error)
+                     : rift_hvf_x86_linear(cpu, instruction, &linear, error);
+    if (status)
+        return -1;
+    return rift_hvf_x86_access_plan(cpu, linear, gpa, access_of(instruction, write_fault), error);
 }
 
 /* A string move between a device and memory. Returns 0 to go on, 1: it cannot be done, 2: a page fault is queued. */
@@ -266,37 +238,23 @@ static int begin(struct rift_hvf_cpu *cpu, uint64_t gpa, struct rift_exit *exit,
     if (rift_hvf_x86_instruction(code, bytes, instruction) || instruction->operation == OP_INPUT_STRING ||
         instruction->operation == OP_OUTPUT_STRING)
         return rift_hvf_x86_cannot(cpu, exit, error);
-    int matches = operand_matches(cpu, gpa, write_fault, error);
-    if (matches <= 0)
-        return matches < 0 ? -1 : rift_hvf_x86_cannot(cpu, exit, error);
-    x86->access_gpa = gpa;
-    x86->access_part = 0;
-    x86->access_words[0] = x86->access_words[1] = 0;
     const int move = instruction->operation == OP_MOVE_STRING;
-    if (move) {
-        int status = prepare_move(cpu, write_fault, error);
-        if (status)
-            return status < 0 ? -1 : status == 2 ? RIFT_HVF_REENTER : rift_hvf_x86_cannot(cpu, exit, error);
-    }
-    x86->access_reading = move ? !write_fault : (uint32_t)reads_memory(instruction);
-    if (!x86->access_reading) {
+    x86->access_words[0] = x86->access_words[1] = 0;
+    int status = plan(cpu, gpa, write_fault, error);
+    if (!status && move)
+        status = prepare_move(cpu, write_fault, error);
+    if (status)
+        return status < 0 ? -1 : status == 2 ? RIFT_HVF_REENTER : rift_hvf_x86_cannot(cpu, exit, error);
+    int shown;
+    if (move ? write_fault : !reads_memory(instruction)) {
         if ((!move && stored_value(cpu, x86->access_words, error)) || advance(cpu, error))
             return -1;
-        show_store(cpu, exit);
-        return RIFT_HVF_DISPATCH;
-    }
-    /* Memory that can only be read is read where it is; then only the write is the device's business. */
-    const void *memory = rift_hvf_memory_find(cpu->vm, gpa, instruction->size, HV_MEMORY_READ);
-    if (memory && instruction->size <= 8) {
-        memcpy(&x86->access_words[0], memory, instruction->size);
         x86->access_reading = 0;
-        int written = finish_read(cpu, exit, error);
-        return written < 0 ? -1 : written ? RIFT_HVF_DISPATCH : RIFT_HVF_REENTER;
+        shown = rift_hvf_x86_access_write(cpu, exit);
+    } else if (!(shown = rift_hvf_x86_access_read(cpu, exit))) { /* memory that can only be read, then written */
+        shown = finish_read(cpu, exit, error);
     }
-    describe_part(cpu, exit, 0);
-    x86->open = OPEN_MMIO;
-    cpu->open = 1;
-    return RIFT_HVF_DISPATCH;
+    return shown < 0 ? -1 : shown ? RIFT_HVF_DISPATCH : RIFT_HVF_REENTER;
 }
 
 /* Nothing to see: a page that is touched for the first time. */
