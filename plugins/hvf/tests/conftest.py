@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rift_core.testing.tools import require_tool, session
+from rift_core.testing.tools import require_tool, session, skip_here
 
 sys.path.insert(0, str(Path(__file__).parent))  # for stand_in_build: importlib mode does not do it
 
@@ -49,6 +50,8 @@ class StandIn:
 @pytest.fixture(scope="session")
 def stand_in_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where stand-ins are built."""
+    if sys.platform != "linux":
+        skip_here("the stand-ins for Hypervisor.framework are for Linux")
     require_tool("gcc")
     return tmp_path_factory.mktemp("stand_in")
 
@@ -56,6 +59,8 @@ def stand_in_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def x86_64_stand_in(stand_in_folder: Path) -> StandIn:
     """The framework of an Intel Mac, over /dev/kvm."""
+    if platform.machine() != "x86_64":
+        skip_here("the x86-64 stand-in for Hypervisor.framework needs an x86-64 CPU")
     if not os.access("/dev/kvm", os.W_OK):
         if "kvm" in session().required:
             pytest.fail("--rift-require=kvm: /dev/kvm cannot be used, which the x86-64 stand-in needs", pytrace=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import life
 import pytest
 
+from rift_core import open_machine
 from rift_core.errors import ForkedMachineError, HypervisorError, StateError
 from rift_core.exits import ExitKind
 from rift_core.memory import Gpa
@@ -215,3 +216,11 @@ def test_code_that_the_host_writes_is_made_visible(aarch64: StandIn) -> None:
         assert aarch64.calls("sys_icache_invalidate") == before + 1
         one.vm.code_changed(Gpa(life.DEVICE), 8)  # no memory: nothing to do
         assert aarch64.calls("sys_icache_invalidate") == before + 1
+
+
+def test_the_code_of_a_machine_is_visible_before_it_runs(aarch64: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RIFT_BACKEND__NAME", "hvf")
+    open_machine(code=b"\x1f\x20\x03\xd5", isa="aarch64").close()  # the probe has run its guests by then
+    before = aarch64.calls("sys_icache_invalidate")
+    with open_machine(code=b"\x1f\x20\x03\xd5", isa="aarch64"):
+        assert aarch64.calls("sys_icache_invalidate") > before

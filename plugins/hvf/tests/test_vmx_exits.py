@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import stand_in_build
 
 from rift_core.exits import ExitKind
 from rift_core.memory import Gpa, MemoryRegion, Permission
+from rift_core.testing.tools import skip_here
 from rift_hvf import HvfConfig
 from rift_hvf.framework import open_framework
 from rift_hvf.vm import HvfVm
@@ -124,6 +126,8 @@ class Script:
 
 @pytest.fixture(scope="session")
 def scripted(stand_in_folder: Path) -> Path:
+    if platform.machine() != "x86_64":
+        skip_here("CPUID, which the answers are made from, is an instruction of x86-64")
     return stand_in_build.build(stand_in_folder, "scripted", ("stand_in.c", "scripted.c"))
 
 

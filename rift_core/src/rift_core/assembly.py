@@ -324,6 +324,9 @@ def _build_engine(assembly: Assembly) -> Engine:
         for thread in config.threads:
             engine.threads.append(_make_thread(engine, thread))
         _fill_guest_info(engine, len(config.threads))
+        for mapping in layout.mappings:  # the memory may be fresh, the CPU's copies of its instructions older
+            if Permission.EXECUTE in mapping.permissions:
+                vm.code_changed(mapping.physical, mapping.size)
     except BaseException:
         engine.release()
         raise
