@@ -5,6 +5,7 @@ Its methods run on the thread's own host thread, the owner of its vCPU, unless t
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from rift_core.errors import RiftError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rift_gdb.breakpoints import Arrangement
     from rift_gdb.means import Means
     from rift_gdb.registers import Image
+
+_MOST_CLOCKS = 1024  # a function called from GDB may stop that often before its caller's registers are brought back
 
 
 class GuestThread:
@@ -34,6 +37,7 @@ class GuestThread:
         self.strange: tuple[int, int] | None = None  # a debug exception that belongs to nothing: kind and place
         self.image: Image | None = None  # any thread, while the machine is stopped
         self.place: Place | None = None  # the same
+        self.clocks: deque[tuple[str, int]] = deque(maxlen=_MOST_CLOCKS)  # what registers that move have shown
         self._debug = debug
         self._means = means
         self._settings: object = None  # what set_debug was given last
