@@ -6,12 +6,14 @@ Its methods run on the thread's own host thread, the owner of its vCPU, unless t
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rift_core.errors import RiftError
+from rift_core.errors import AddressError, RiftError
 from rift_gdb.stops import GO, Plan, StopEvent
 
 if TYPE_CHECKING:
+    from rift_core.backend import VCpu
     from rift_core.context import Context
     from rift_core.isa_debug import IsaDebug, Place
     from rift_gdb.breakpoints import Arrangement
@@ -42,6 +44,7 @@ class GuestThread:
         self._means = means
         self._settings: object = None  # what set_debug was given last
         self._trap = False  # the guest's own debug exceptions are on
+        self._diverted: dict[int, tuple[bytes, bytes]] = {}  # by address: what stood there, what does now
 
     def __repr__(self) -> str:
         return f"<GuestThread {self.number} {self.context.name} {self.plan.kind}>"
@@ -83,9 +86,31 @@ class GuestThread:
                 single_step=settings[0], software=software, breakpoints=hardware, watchpoints=arranged.watchpoints
             )
             self._settings = settings
+        if way == "vector" or (arranged.patched and "vector" in self._means.instruction.values()):
+            self._divert(vcpu)
         if (way == "vector") != self._trap:
             self._debug.step_by_exception(vcpu, way == "vector")
             self._trap = way == "vector"
+
+    def _divert(self, vcpu: VCpu) -> None:
+        """Debug exceptions come to the host, past the payload's own handlers, until :meth:`disarm`."""
+        engine = self.context.engine
+        try:
+            for address, content in self._debug.exceptions_to_host(vcpu, engine, engine.system):
+                now = engine.read_virtual(address, len(content))
+                if now != content:
+                    engine.write_virtual(address, content)
+                    self._diverted[address] = (now, content)
+        except AddressError:
+            return  # its handlers are nowhere: it has other faults
+
+    def _undivert(self) -> None:
+        engine = self.context.engine
+        for address, (before, content) in self._diverted.items():
+            with suppress(AddressError):
+                if engine.read_virtual(address, len(content)) == content:
+                    engine.write_virtual(address, before)
+        self._diverted.clear()
 
     def rearm(self, arranged: Arrangement) -> None:
         """Go on stepping: the debug register that the first step left out comes back, and where the privilege levels
@@ -105,6 +130,7 @@ class GuestThread:
     def disarm(self) -> None:
         """Nothing stops it any more; a failure has nobody to tell."""
         self.plan = GO
+        self._undivert()
         vcpu = self.context.vcpu
         if vcpu is None:
             return

@@ -336,6 +336,7 @@ class Target(Inspection):
             if thread is None:
                 return
             ended = Ended(thread, self._outcomes.pop(context, None))
+        thread.disarm()
         self._report(ended)
 
     def answer(

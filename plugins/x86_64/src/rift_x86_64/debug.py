@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from rift_core.errors import AddressError
 from rift_core.isa_debug import CoreNote, DebugEvent, Place
 from rift_core.memory import Gpa
-from rift_x86_64.entry import CODE_AND_STACK_SEGMENTS
+from rift_x86_64 import descriptors
+from rift_x86_64.builtin_code import STUB_SIZE
+from rift_x86_64.entry import CODE_AND_STACK_SEGMENTS, CODE_AREA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rift_core.isa import GuestFault, Privilege, RegisterAccess
+    from rift_core.isa import GuestFault, Privilege, RegisterAccess, SystemState
     from rift_core.isa_debug import GuestAccess
     from rift_core.memory import Gva
 
@@ -111,6 +113,15 @@ class Debug:
         wanted = flags | _TRAP_FLAG if on else flags & ~_TRAP_FLAG
         if wanted != flags:
             vcpu.write_registers({"rflags": wanted})
+
+    def exceptions_to_host(
+        self, vcpu: RegisterAccess, memory: GuestAccess, system: SystemState
+    ) -> Sequence[tuple[int, bytes]]:
+        """The gates of #DB and #BP in the IDT lead to the built-in stubs."""
+        table = vcpu.read_registers(("idtr.base",))["idtr.base"]
+        stubs = system.areas[CODE_AREA].virtual
+        vectors = (_DEBUG_VECTOR, _BREAKPOINT_VECTOR)
+        return [(table + 16 * vector, descriptors.gate(vector, stubs + STUB_SIZE * vector)) for vector in vectors]
 
     def forget_step(self, vcpu: RegisterAccess, memory: GuestAccess, start: int) -> None:
         """RFLAGS.TF, which some hypervisors step with, is in the frame: IRETQ would bring it back, and #DB with it.
