@@ -138,8 +138,8 @@ class IsaDebug(Protocol):
         """
 
     def forget_step(self, vcpu: RegisterAccess, memory: GuestAccess, start: int) -> None:
-        """A step of the instruction at ``start`` has taken an exception, and the vCPU stands at its vector: what the
-        hypervisor's stepping has left in the state that the handler returns to is removed."""
+        """A step of the instruction at ``start`` is not to go on: if it has taken an exception, in whose handler the
+        vCPU stands, what the hypervisor's stepping has left in the state that the handler returns to is removed."""
 
     def core_registers(self, registers: Mapping[str, int]) -> bytes:
         """The general registers as in a Linux core file's NT_PRSTATUS (``elf_gregset_t``).

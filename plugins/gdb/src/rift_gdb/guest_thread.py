@@ -44,6 +44,7 @@ class GuestThread:
         self._means = means
         self._settings: object = None  # what set_debug was given last
         self._trap = False  # the guest's own debug exceptions are on
+        self._stepping = False  # from `start` on
         self._diverted: dict[int, tuple[bytes, bytes]] = {}  # by address: what stood there, what does now
 
     def __repr__(self) -> str:
@@ -67,12 +68,23 @@ class GuestThread:
         vcpu = self.context.vcpu
         if vcpu is None:
             return
+        self._abandon_step(vcpu)
+        self._set_up(vcpu, arranged)
+
+    def _abandon_step(self, vcpu: VCpu) -> None:
+        """What the last plan has left if it was a step that ended elsewhere: at a breakpoint in a handler."""
+        if self._stepping:
+            self._stepping = False
+            self._debug.forget_step(vcpu, self.context.engine, self.start)
+
+    def _set_up(self, vcpu: VCpu, arranged: Arrangement) -> None:
         self.strange = None
         place = self._debug.place(vcpu)
         self.start = place.pc
         self.exception_stack = None
         steps = self.plan.kind != "go" or bool(arranged.compared)
         way = self._means.step[place.privilege] if steps else ""
+        self._stepping = steps
         hardware = arranged.hardware
         self.lifted = steps and place.pc in hardware
         if self.plan.kind == "over" or self.lifted:
@@ -116,8 +128,9 @@ class GuestThread:
         """Go on stepping: the debug register that the first step left out comes back, and where the privilege levels
         are stepped in different ways, the right one is chosen."""
         if self.lifted or self._means.step["supervisor"] != self._means.step["user"]:
-            start, stack = self.start, self.exception_stack
-            self.arm(arranged)
+            vcpu, start, stack = self.context.vcpu, self.start, self.exception_stack
+            if vcpu is not None:
+                self._set_up(vcpu, arranged)
             self.start, self.exception_stack = start, stack
 
     def calm(self) -> None:
@@ -136,6 +149,7 @@ class GuestThread:
             return
         try:
             self.calm()
+            self._abandon_step(vcpu)
             if self._settings is not None:
                 vcpu.set_debug()
         except RiftError:
