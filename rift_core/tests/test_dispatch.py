@@ -74,6 +74,46 @@ def test_observers_see_exits_before_their_handler() -> None:
     assert seen == [mmio(1)]
 
 
+def test_observers_come_and_go_by_themselves() -> None:
+    first: list[Exit] = []
+    second: list[Exit] = []
+    dispatcher = Dispatcher([handler("a", range(0, 16), Resume(5))])
+    stop = dispatcher.observe(ExitKind.MMIO, lambda vcpu, exit: first.append(exit))
+    dispatcher.observe(ExitKind.MMIO, lambda vcpu, exit: second.append(exit))
+    dispatcher.dispatch(VCPU, mmio(1))
+    stop()
+    stop()
+    dispatcher.dispatch(VCPU, mmio(2))
+    assert first == [mmio(1)]
+    assert second == [mmio(1), mmio(2)]
+
+
+def test_an_observer_may_leave_while_it_is_called() -> None:
+    seen: list[Exit] = []
+    dispatcher = Dispatcher([handler("a", range(0, 16), Resume(5))])
+
+    def once(vcpu: object, exit: Exit) -> None:
+        seen.append(exit)
+        stop()
+
+    stop = dispatcher.observe(ExitKind.MMIO, once)
+    later: list[Exit] = []
+    dispatcher.observe(ExitKind.MMIO, lambda vcpu, exit: later.append(exit))
+    assert dispatcher.dispatch(VCPU, mmio(1)) == Resume(5)
+    assert dispatcher.dispatch(VCPU, mmio(2)) == Resume(5)
+    assert seen == [mmio(1)]
+    assert later == [mmio(1), mmio(2)]
+
+
+def test_an_answer_that_nobody_has() -> None:
+    dispatcher = Dispatcher([handler("a", range(0, 16), Resume(5))])
+    assert dispatcher.answer(VCPU, mmio(1)) == Resume(5)
+    assert dispatcher.answer(VCPU, mmio(99)) is None
+    with pytest.raises(UnhandledExitError) as caught:
+        dispatcher.dispatch(VCPU, mmio(99))
+    assert str(caught.value) == str(dispatcher.unanswered(mmio(99)))
+
+
 @pytest.mark.parametrize("where", [range(4, 4), range(0, 8, 2)])
 def test_a_range_that_is_none_is_refused(where: range) -> None:
     with pytest.raises(ConfigError, match="not a range"):

@@ -33,9 +33,10 @@ class Running:
         environment["PATH"] = f"{folder}{os.pathsep}{environment['PATH']}"
         self.process = subprocess.Popen(
             [str(Path(sys.executable).parent / "rift"), *line], cwd=folder, env=environment, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self.errors = ""
+        self.clients: list[Client] = []
 
     def address(self) -> Address:
         """Where it says that debuggers may come to."""
@@ -51,11 +52,18 @@ class Running:
         """Its status."""
         assert self.process.stderr is not None
         self.errors += self.process.stderr.read()  # not communicate(), which passes over what is buffered here
-        self.process.communicate(timeout=SECONDS)
         assert "Traceback" not in self.errors, self.errors
-        return self.process.returncode
+        return self.process.wait(SECONDS)
+
+    def connect(self, address: Address) -> Client:
+        """A client, which has been told why the machine stands."""
+        self.clients.append(Client(address))
+        self.clients[-1].stop("?")
+        return self.clients[-1]
 
     def close(self) -> None:
+        for client in self.clients:
+            client.close()
         self.process.kill()
         self.process.communicate()
 
@@ -104,10 +112,8 @@ def test_the_guest_waits_at_a_port(rift: Run, words: list[str]) -> None:
     running = rift(*words, "--port", "0", "--", "4")
     address = running.address()
     assert address.port != 0
-    client = Client(address)
-    assert client.stop("?")["signal"] == 5
+    client = running.connect(address)
     assert client.ask("vCont;c") == b"W0c"
-    client.close()
     assert running.end() == 12
     assert "gdb " in running.errors
     assert f"target remote {address}" in running.errors
@@ -120,10 +126,8 @@ def test_a_socket(rift: Run, words: list[str], tmp_path: Path) -> None:
     assert address.path == Path("here")
     path = tmp_path / "here"
     assert path.stat().st_mode & 0o777 == 0o600
-    client = Client(Address(path=path))
-    client.stop("?")
+    client = running.connect(Address(path=path))
     assert client.ask("vCont;c") == b"W06"
-    client.close()
     assert running.end() == 6
     assert not path.exists()
 
@@ -202,8 +206,7 @@ def test_the_configuration_is_kept(
     )
     running = rift("debug", "rift.toml")
     assert running.address().path is not None
-    client = Client(Address(path=tmp_path / "there"))
-    client.stop("?")
+    client = running.connect(Address(path=tmp_path / "there"))
     client.close()
     began = time.monotonic()
     running.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,17 @@ def test_reset_begins_again(debug: Debug) -> None:
     assert debugged.pc(breakpoint) == debugged.at("twice"), "the breakpoint is in the new image too"
     assert client.ask(f"z0,{place}") == b"OK"
     assert client.ask("vCont;c").startswith(b"W")
+
+
+def test_an_image_that_is_mapped_from_its_file_cannot_be_reset(debug: Debug) -> None:
+    debugged = debug("main")
+    client = debugged.begin()
+    engine = debugged.machine.engine
+    first, *others = engine.plan.regions
+    shown = replace(first, segment=engine.plan.binary.segments[0])  # as large files are
+    engine.plan = replace(engine.plan, regions=(shown, *others))
+    assert "map_file" in client.monitor("reset")
+    assert client.ask("vCont;c") == b"W06"
 
 
 def test_commands_of_other_plugins(debug: Debug) -> None:

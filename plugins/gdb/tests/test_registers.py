@@ -186,6 +186,25 @@ def test_registers_put_aside_come_back(debug: Debug) -> None:
     assert client.ask(b"QRestoreRegisterState:" + key + b";thread:1;").startswith(b"E")
 
 
+def test_clocks_go_on_after_a_call_from_the_debugger(debug: Debug) -> None:
+    """GDB writes all registers back that differ from what it was shown before the call."""
+    from rift_gdb.registers import Layout
+
+    debugged = debug("main")
+    client = debugged.begin()
+    layout = Layout(debugged.machine.isa, [register.name for register in debugged.machine.isa.registers])
+    clocks = [row.number for row in layout.rows if row.view.moves]
+    assert clocks
+    answers = {number: client.ask(f"p{number:x}") for number in clocks}
+    shown = {number: answer for number, answer in answers.items() if not answer.startswith(b"E")}
+    for _ in range(3):
+        client.stop("vCont;s")
+    for number, before in shown.items():
+        assert client.ask(b"P%x=%b" % (number, before)) == b"OK"
+        after = client.register(number)
+        assert after >= int.from_bytes(bytes.fromhex(before.decode()), "little"), "it was put back"
+
+
 def test_a_changed_program_counter_is_where_it_goes_on(debug: Debug) -> None:
     debugged = debug("spin")
     client = debugged.begin()

@@ -58,6 +58,7 @@ def with_rela(table: bytes, symbols: list[w.Sym] | None = None, changes: dict[st
 def test_chosen_base(opened: Open) -> None:
     binary = opened(with_rela(w.rela(0x4000, 8, 0x1000)), base=0x10000000)
     assert word(binary, 0x10004000) == 0x10001000
+    assert binary.slide == 0x10000000
 
 
 def test_aarch64_relative(opened: Open) -> None:

@@ -69,10 +69,12 @@ class TestRebase:
         macho = w.movable(base, data=numbers(8), kind=w.EXECUTE, rebase=w.rebase((1, 0), (1, 8)))
         binary = opened(macho)
         assert words(binary, base + 0x8000, 8) == tuple(range(0x1000, 0x1008))
+        assert binary.slide == 0
 
     def test_chosen_base(self, opened: Open) -> None:
         binary = opened(w.movable(data=numbers(8), rebase=w.rebase((1, 8))), base="0xffffffff80000000")
         assert words(binary, 0xFFFFFFFF80008000, 2) == (0x1000, 0xFFFFFFFF80001001)
+        assert binary.slide == 0xFFFFFFFF80000000
 
     def test_sums_wrap(self, opened: Open) -> None:
         binary = opened(w.movable(data=struct.pack("<Q", w.MASK), rebase=w.rebase((1, 0))))

@@ -87,20 +87,45 @@ def test_stepping_by_exception(make_registers: Any) -> None:
     assert vcpu.values["rflags"] == 0x246
 
 
-@pytest.mark.parametrize("pushed", [0, 1, 3])
+def stack_of(*words: int) -> Memory:
+    """A page with these words at its beginning."""
+    return Memory(struct.pack(f"<{len(words)}Q", *words).ljust(0x1000, b"\0"))
+
+
+@pytest.mark.parametrize("pushed", [0, 1, 3, 40])
 @pytest.mark.parametrize("selector", [KERNEL, USER])
 def test_a_step_is_forgotten_in_the_frame(make_registers: Any, pushed: int, selector: int) -> None:
+    """At the vector, or after the handler has pushed and called."""
     frame = [*range(pushed), 0x40_1000, selector, 0x202 | TRAP_FLAG, 0x9000, 0x10]
-    memory = Memory(struct.pack("<16Q", *frame, *[0] * (16 - len(frame))))
+    memory = stack_of(*frame)
     Debug().forget_step(make_registers({"rsp": 0x1000}), memory, 0x40_1000)
     frame[pushed + 2] = 0x202
-    assert list(struct.unpack("<16Q", memory.content)) == [*frame, *[0] * (16 - len(frame))]
+    assert memory.content == stack_of(*frame).content
+
+
+def test_frames_of_exceptions_in_exceptions(make_registers: Any) -> None:
+    one = [0x40_1000, KERNEL, 0x202 | TRAP_FLAG]
+    memory = stack_of(*one, 7, *one)
+    Debug().forget_step(make_registers({"rsp": 0x1000}), memory, 0x40_1000)
+    assert memory.content == stack_of(0x40_1000, KERNEL, 0x202, 7, 0x40_1000, KERNEL, 0x202).content
+
+
+def test_a_frame_at_the_end_of_what_is_mapped(make_registers: Any) -> None:
+    memory = stack_of(*[0] * 509, 0x40_1000, KERNEL, TRAP_FLAG)
+    Debug().forget_step(make_registers({"rsp": 0x1000}), memory, 0x40_1000)
+    assert memory.content == stack_of(*[0] * 509, 0x40_1000, KERNEL, 0).content
 
 
 def test_what_is_no_frame_is_left_alone(make_registers: Any) -> None:
-    for words in ([0x40_2000, KERNEL, TRAP_FLAG, 0, 0], [0x40_1000, 0x33, TRAP_FLAG, 0, 0]):
-        content = struct.pack("<8Q", *words, 0, 0, 0)
-        memory = Memory(content)
+    for words in (
+        [0x40_2000, KERNEL, TRAP_FLAG],  # another instruction's
+        [0x40_1000, 0x33, TRAP_FLAG],  # no code selector of Rift's
+        [0x40_1000, KERNEL, 0x202],  # not stepped
+        [0x40_1000 << 8, 0, KERNEL << 8, TRAP_FLAG << 8],  # across words
+        [*[0] * 510, 0x40_1000, KERNEL],  # cut off
+    ):
+        memory = stack_of(*words)
+        before = bytes(memory.content)
         Debug().forget_step(make_registers({"rsp": 0x1000}), memory, 0x40_1000)
-        assert memory.content == content
+        assert memory.content == before
     Debug().forget_step(make_registers({"rsp": 0xDEAD_0000}), Memory(b""), 0x40_1000)

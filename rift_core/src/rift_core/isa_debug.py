@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rift_core.isa import GuestFault, Privilege, RegisterAccess
+    from rift_core.isa import GuestFault, Privilege, RegisterAccess, SystemState
     from rift_core.memory import Gpa, Gva
 
 
@@ -128,9 +128,18 @@ class IsaDebug(Protocol):
     def step_by_exception(self, vcpu: RegisterAccess, on: bool) -> None:
         """Have the CPU raise a debug exception of the guest after each instruction, or no more."""
 
+    def exceptions_to_host(
+        self, vcpu: RegisterAccess, memory: GuestAccess, system: SystemState
+    ) -> Sequence[tuple[int, bytes]]:
+        """What must stand in guest memory, and where, for debug exceptions of this vCPU to be reported to the host by
+        Rift's own code, whatever handlers the payload has: hypervisors that leave them to the guest are used so.
+
+        :raises AddressError: where the vCPU looks for its handlers nothing is mapped.
+        """
+
     def forget_step(self, vcpu: RegisterAccess, memory: GuestAccess, start: int) -> None:
-        """A step of the instruction at ``start`` has taken an exception, and the vCPU stands at its vector: what the
-        hypervisor's stepping has left in the state that the handler returns to is removed."""
+        """A step of the instruction at ``start`` is not to go on: if it has taken an exception, in whose handler the
+        vCPU stands, what the hypervisor's stepping has left in the state that the handler returns to is removed."""
 
     def core_registers(self, registers: Mapping[str, int]) -> bytes:
         """The general registers as in a Linux core file's NT_PRSTATUS (``elf_gregset_t``).

@@ -18,7 +18,7 @@ from rift_core.memory import Gpa
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rift_core.isa import GuestFault, RegisterAccess
+    from rift_core.isa import GuestFault, RegisterAccess, SystemState
     from rift_core.isa_debug import GuestAccess
     from rift_core.memory import Gva
 
@@ -96,6 +96,12 @@ class Debug:
         """
         if on:
             raise UnsupportedError("AArch64 guests are stepped by the hypervisor only")
+
+    def exceptions_to_host(
+        self, vcpu: RegisterAccess, memory: GuestAccess, system: SystemState
+    ) -> Sequence[tuple[int, bytes]]:
+        """Nothing: every hypervisor takes BRK and steps itself."""
+        return ()
 
     def forget_step(self, vcpu: RegisterAccess, memory: GuestAccess, start: int) -> None:
         """Nothing is left: SPSR_EL1.SS means nothing unless the guest steps itself."""

@@ -5,17 +5,22 @@ Its methods run on the thread's own host thread, the owner of its vCPU, unless t
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rift_core.errors import RiftError
+from rift_core.errors import AddressError, RiftError
 from rift_gdb.stops import GO, Plan, StopEvent
 
 if TYPE_CHECKING:
+    from rift_core.backend import VCpu
     from rift_core.context import Context
     from rift_core.isa_debug import IsaDebug, Place
     from rift_gdb.breakpoints import Arrangement
     from rift_gdb.means import Means
     from rift_gdb.registers import Image
+
+_MOST_CLOCKS = 1024  # a function called from GDB may stop that often before its caller's registers are brought back
 
 
 class GuestThread:
@@ -34,10 +39,13 @@ class GuestThread:
         self.strange: tuple[int, int] | None = None  # a debug exception that belongs to nothing: kind and place
         self.image: Image | None = None  # any thread, while the machine is stopped
         self.place: Place | None = None  # the same
+        self.clocks: deque[tuple[str, int]] = deque(maxlen=_MOST_CLOCKS)  # what registers that move have shown
         self._debug = debug
         self._means = means
         self._settings: object = None  # what set_debug was given last
         self._trap = False  # the guest's own debug exceptions are on
+        self._stepping = False  # from `start` on
+        self._diverted: dict[int, tuple[bytes, bytes]] = {}  # by address: what stood there, what does now
 
     def __repr__(self) -> str:
         return f"<GuestThread {self.number} {self.context.name} {self.plan.kind}>"
@@ -60,12 +68,23 @@ class GuestThread:
         vcpu = self.context.vcpu
         if vcpu is None:
             return
+        self._abandon_step(vcpu)
+        self._set_up(vcpu, arranged)
+
+    def _abandon_step(self, vcpu: VCpu) -> None:
+        """What the last plan has left if it was a step that ended elsewhere: at a breakpoint in a handler."""
+        if self._stepping:
+            self._stepping = False
+            self._debug.forget_step(vcpu, self.context.engine, self.start)
+
+    def _set_up(self, vcpu: VCpu, arranged: Arrangement) -> None:
         self.strange = None
         place = self._debug.place(vcpu)
         self.start = place.pc
         self.exception_stack = None
         steps = self.plan.kind != "go" or bool(arranged.compared)
         way = self._means.step[place.privilege] if steps else ""
+        self._stepping = steps
         hardware = arranged.hardware
         self.lifted = steps and place.pc in hardware
         if self.plan.kind == "over" or self.lifted:
@@ -79,16 +98,39 @@ class GuestThread:
                 single_step=settings[0], software=software, breakpoints=hardware, watchpoints=arranged.watchpoints
             )
             self._settings = settings
+        if way == "vector" or (arranged.patched and "vector" in self._means.instruction.values()):
+            self._divert(vcpu)
         if (way == "vector") != self._trap:
             self._debug.step_by_exception(vcpu, way == "vector")
             self._trap = way == "vector"
+
+    def _divert(self, vcpu: VCpu) -> None:
+        """Debug exceptions come to the host, past the payload's own handlers, until :meth:`disarm`."""
+        engine = self.context.engine
+        try:
+            for address, content in self._debug.exceptions_to_host(vcpu, engine, engine.system):
+                now = engine.read_virtual(address, len(content))
+                if now != content:
+                    engine.write_virtual(address, content)
+                    self._diverted[address] = (now, content)
+        except AddressError:
+            return  # its handlers are nowhere: it has other faults
+
+    def _undivert(self) -> None:
+        engine = self.context.engine
+        for address, (before, content) in self._diverted.items():
+            with suppress(AddressError):
+                if engine.read_virtual(address, len(content)) == content:
+                    engine.write_virtual(address, before)
+        self._diverted.clear()
 
     def rearm(self, arranged: Arrangement) -> None:
         """Go on stepping: the debug register that the first step left out comes back, and where the privilege levels
         are stepped in different ways, the right one is chosen."""
         if self.lifted or self._means.step["supervisor"] != self._means.step["user"]:
-            start, stack = self.start, self.exception_stack
-            self.arm(arranged)
+            vcpu, start, stack = self.context.vcpu, self.start, self.exception_stack
+            if vcpu is not None:
+                self._set_up(vcpu, arranged)
             self.start, self.exception_stack = start, stack
 
     def calm(self) -> None:
@@ -101,11 +143,13 @@ class GuestThread:
     def disarm(self) -> None:
         """Nothing stops it any more; a failure has nobody to tell."""
         self.plan = GO
+        self._undivert()
         vcpu = self.context.vcpu
         if vcpu is None:
             return
         try:
             self.calm()
+            self._abandon_step(vcpu)
             if self._settings is not None:
                 vcpu.set_debug()
         except RiftError:

@@ -139,6 +139,7 @@ class Inspection:
                 raise PacketError(f"thread {thread.context.name} has not started", NOT_THERE)
             values = self.ask(thread, lambda: vcpu.read_registers(layout.available))
             thread.image = Image(layout, thread.number, values)
+            thread.clocks.extend((name, values[name]) for name in layout.moving if name in values)
         return thread.image
 
     def write_registers(self, thread: GuestThread, values: Mapping[str, int]) -> None:

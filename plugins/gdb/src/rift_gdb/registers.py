@@ -75,6 +75,7 @@ class Layout:
                 place += row.size
         self.size = place
         self.available = tuple(dict.fromkeys(r.register.name for r in self.rows if r.register.name in have))
+        self.moving = frozenset(r.register.name for r in self.rows if r.view.moves)
         self._roles = {row.view.role: row for row in self.rows if row.view.role}
         self.places = ffi.new("uint32_t[]", [row.place for row in self.rows])
         self.sizes = ffi.new("uint32_t[]", [row.size for row in self.rows])

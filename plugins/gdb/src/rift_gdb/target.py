@@ -4,20 +4,21 @@ Two sides meet here. The server's thread decides: it stops, inspects and resumes
 breakpoint, a step's end or a fault calls :meth:`Target.answer` on its own host thread: it closes the gate for
 everybody, leaves a :class:`StopEvent`, wakes the server and waits, like all others, in the mailbox of its vCPU.
 
-To step off a breakpoint a thread goes alone, nothing patched, and only then the others follow: none of them can run
-past a breakpoint that is out of memory for a moment. Stops of several threads at a time are told one after another.
+To step off a breakpoint a thread goes alone, with this one left out, and only then the others follow: none of them can
+run past a breakpoint that is out of memory for a moment. Stops of several threads at a time are told one after another.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from rift_core.engine import Gate
 from rift_core.errors import RiftError, StateError
 from rift_core.exits import Resume, Stop
-from rift_gdb.breakpoints import NOTHING, Arrangement, Breakpoints
+from rift_gdb.breakpoints import NOTHING, Breakpoints
 from rift_gdb.errors import INVALID, PacketError
 from rift_gdb.events import Events
 from rift_gdb.guest_thread import GuestThread
@@ -26,13 +27,15 @@ from rift_gdb.patches import Patches
 from rift_gdb.stops import GO, OVER, SIGINT, Plan, StopEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from concurrent.futures import Future
 
     from rift_core.context import Context
     from rift_core.engine import Engine
     from rift_core.exits import Exit, ExitResult
     from rift_core.isa import GuestFault
+    from rift_gdb.breakpoints import Arrangement
+    from rift_gdb.memory import View
 
 
 class Ended:
@@ -228,17 +231,24 @@ class Target(Inspection):
             thread = self._over[0]
             if thread.context.running and self.means.step[self.place(thread).privilege]:
                 thread.plan = OVER
-                # The instruction at the breakpoint may write to what is watched.
-                arranged = self._arranged
-                self._let_go([thread], Arrangement(watchpoints=arranged.watchpoints, compared=arranged.compared))
+                # The instruction may write to what is watched, or fault into a handler that has breakpoints.
+                left_out = self.place(thread).pc
+                patched = {a: view for a, view in self._arranged.patched.items() if a != left_out}
+                self._insert(patched)
+                self._let_go([thread], replace(self._arranged, patched=patched))
                 return
             self._over.popleft()
-        for address, view in self._arranged.patched.items():
-            self._patches.insert(address, view)
+        self._insert(self._arranged.patched)
         going = [t for t in self._plans if t.context.running]
         for thread in going:
             thread.plan = self._plans[thread]
         self._let_go(going, self._arranged)
+
+    def _insert(self, patched: Mapping[int, View]) -> None:
+        """These, and no others."""
+        self._patches.remove()
+        for address, view in patched.items():
+            self._patches.insert(address, view)
 
     def _stepped_over(self, thread: GuestThread, pc: int) -> bool:
         """One has stepped off its breakpoint, to ``pc``; False if that was all it was to do."""
@@ -336,6 +346,7 @@ class Target(Inspection):
             if thread is None:
                 return
             ended = Ended(thread, self._outcomes.pop(context, None))
+        thread.disarm()
         self._report(ended)
 
     def answer(

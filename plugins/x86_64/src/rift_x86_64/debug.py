@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 from rift_core.errors import AddressError
 from rift_core.isa_debug import CoreNote, DebugEvent, Place
 from rift_core.memory import Gpa
-from rift_x86_64.entry import CODE_AND_STACK_SEGMENTS
+from rift_x86_64 import descriptors
+from rift_x86_64.builtin_code import STUB_SIZE
+from rift_x86_64.entry import CODE_AND_STACK_SEGMENTS, CODE_AREA
+from rift_x86_64.paging import SMALL_PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rift_core.isa import GuestFault, Privilege, RegisterAccess
+    from rift_core.isa import GuestFault, Privilege, RegisterAccess, SystemState
     from rift_core.isa_debug import GuestAccess
     from rift_core.memory import Gva
 
@@ -112,21 +115,30 @@ class Debug:
         if wanted != flags:
             vcpu.write_registers({"rflags": wanted})
 
+    def exceptions_to_host(
+        self, vcpu: RegisterAccess, memory: GuestAccess, system: SystemState
+    ) -> Sequence[tuple[int, bytes]]:
+        """The gates of #DB and #BP in the IDT lead to the built-in stubs."""
+        table = vcpu.read_registers(("idtr.base",))["idtr.base"]
+        stubs = system.areas[CODE_AREA].virtual
+        vectors = (_DEBUG_VECTOR, _BREAKPOINT_VECTOR)
+        return [(table + 16 * vector, descriptors.gate(vector, stubs + STUB_SIZE * vector)) for vector in vectors]
+
     def forget_step(self, vcpu: RegisterAccess, memory: GuestAccess, start: int) -> None:
         """RFLAGS.TF, which some hypervisors step with, is in the frame: IRETQ would bring it back, and #DB with it.
 
-        The frame is on top of the stack, below what the vector's first instructions may have pushed.
+        The frame is looked for in a page's length of the stack, from its top on.
         """
         top = vcpu.read_registers(("rsp",))["rsp"]
-        try:
-            words = struct.unpack("<6Q", memory.read_virtual(top, 48))
-        except AddressError:
-            return
-        for at in range(4):
-            flags = words[at + 2]
-            if words[at] == start and words[at + 1] & ~3 in _CODE_SELECTORS and flags & _TRAP_FLAG:
-                memory.write_virtual(top + 8 * (at + 2), struct.pack("<Q", flags & ~_TRAP_FLAG))
-                return
+        stack = _read_up(memory, top, SMALL_PAGE)
+        wanted, at = struct.pack("<Q", start & _NO_SYSTEM_CALL), -8
+        while (at := stack.find(wanted, at + 8)) >= 0:
+            if at % 8 or at + 24 > len(stack):
+                at -= at % 8  # the search goes on at the next word
+                continue
+            selector, flags = struct.unpack_from("<QQ", stack, at + 8)
+            if selector & ~3 in _CODE_SELECTORS and flags & _TRAP_FLAG:
+                memory.write_virtual(top + at + 16, struct.pack("<Q", flags & ~_TRAP_FLAG))
 
     def core_registers(self, registers: Mapping[str, int]) -> bytes:
         """``struct user_regs_struct``."""
@@ -146,6 +158,19 @@ class Debug:
                 image[at : at + 16] = (registers.get(f"ymm{number}", 0) >> 128).to_bytes(16, "little")
             notes.append(CoreNote("LINUX", _NT_X86_XSTATE, bytes(image)))
         return notes
+
+
+def _read_up(memory: GuestAccess, address: int, size: int) -> bytes:
+    """As much as is mapped of ``size`` bytes."""
+    end, data = address + size, b""
+    while address < end:
+        piece = min(end - address, SMALL_PAGE - address % SMALL_PAGE)
+        try:
+            data += memory.read_virtual(address, piece)
+        except AddressError:
+            break
+        address += piece
+    return data
 
 
 def _privilege(selector: int) -> Privilege:
