@@ -61,7 +61,7 @@ def test_a_finding_ends_the_run(tmp_path: Path) -> None:
     # A size that is known would let UndefinedBehaviorSanitizer speak first; a store that is dead would vanish.
     source.write_text(
         "#include <stdlib.h>\n"
-        "void wrong(void) { volatile size_t size = 8; volatile char *p = malloc(size); p[size] = 1; free((void *)p); }\n"
+        "void wrong(void) { volatile size_t n = 8; volatile char *p = malloc(n); p[n] = 1; free((void *)p); }\n"
     )
     library = tmp_path / "wrong.so"
     subprocess.run([gcc, *tool.FLAGS.split(), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)

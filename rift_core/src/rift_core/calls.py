@@ -92,7 +92,7 @@ class CallPool:
                 vectors = engine.vectors if privilege == "supervisor" else None
                 state = EntryState(entry, context.stack_top, engine.root, privilege, converted, vectors)
                 if fresh:
-                    vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
+                    context.begin(vcpu, engine.isa.thread_registers(engine.system, context.areas, state))
                 vcpu.write_registers(engine.isa.call_registers(engine.system, context.areas, state))
                 stop = context.loop(engine.dispatcher)
                 returned = context.returned

@@ -200,7 +200,7 @@ class Thread:
         engine, context = self.engine, self.context
         vcpu = context.acquire_vcpu()
         state = EntryState(self.entry, context.stack_top, engine.root, self.privilege, self._arguments, self._vectors)
-        vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
+        context.begin(vcpu, engine.isa.thread_registers(engine.system, context.areas, state))
         if self._overrides:
             vcpu.write_registers(self._overrides)
 

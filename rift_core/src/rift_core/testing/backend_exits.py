@@ -235,6 +235,20 @@ class ExitTests:
         fault = run_to_fault(bench, vcpu)
         assert (fault.vector, fault.code) == (vector, code)
 
+    @requires("inject_exception")
+    def test_a_new_run_does_not_get_the_exceptions_of_the_old(self, bench: Bench) -> None:
+        vcpu = bench.vcpu(bench.guests.store(DEVICE, 4, 1) + bench.guests.end())
+        for _ in range(2):  # before the first entry, and as the answer to an access
+            vcpu.inject_exception(*bench.guests.injected)
+            bench.begin_again(vcpu)
+            assert bench.run(vcpu).address == DEVICE
+        vcpu.inject_exception(*bench.guests.injected)
+        bench.begin_again(vcpu)
+        vcpu.kick()  # nothing has been lost but the events
+        assert vcpu.run().kind is ExitKind.INTERRUPTED
+        assert bench.run(vcpu).address == DEVICE
+        bench.finish(vcpu)
+
 
 class SupervisorTests:
     """Supervisor mode really is one: it may what user mode may not, and faults are the guest's own."""

@@ -160,6 +160,7 @@ const struct rift_hvf_binding rift_hvf_aarch64 = {
     .write_registers = rift_hvf_arm_write,
     .inject_exception = rift_hvf_arm_inject,
     .inject_interrupt = rift_hvf_arm_interrupt,
+    .drop_events = rift_hvf_arm_drop_events,
     .set_debug = rift_hvf_arm_set_debug,
     .save = rift_hvf_arm_save,
     .restore = rift_hvf_arm_restore,

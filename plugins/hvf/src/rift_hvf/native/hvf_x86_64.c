@@ -268,6 +268,7 @@ const struct rift_hvf_binding rift_hvf_x86_64 = {
     .write_registers = rift_hvf_x86_write,
     .inject_exception = rift_hvf_x86_inject,
     .inject_interrupt = rift_hvf_x86_interrupt,
+    .drop_events = rift_hvf_x86_drop_events,
     .set_debug = rift_hvf_x86_set_debug,
     .save = rift_hvf_x86_save,
     .restore = rift_hvf_x86_restore,

@@ -122,6 +122,7 @@ int rift_hvf_x86_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code,
                         struct rift_error *error);
 
 int rift_hvf_x86_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rift_error *error);
+void rift_hvf_x86_drop_events(struct rift_hvf_cpu *cpu);
 /* Before an entry: gives the waiting interrupt to the guest, or asks for an exit when it takes one. */
 int rift_hvf_x86_offer_interrupt(struct rift_hvf_cpu *cpu, struct rift_error *error);
 

@@ -66,6 +66,12 @@ int rift_hvf_x86_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rif
     return 0;
 }
 
+void rift_hvf_x86_drop_events(struct rift_hvf_cpu *cpu) {
+    struct rift_hvf_x86 *x86 = x86_of(cpu);
+    x86->event = 0;
+    x86->interrupt = 0; /* the interrupt window closes at the next entry */
+}
+
 /* An event that is to be delivered comes first; one at a time. */
 int rift_hvf_x86_offer_interrupt(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);

@@ -13,7 +13,7 @@
 #include "rift_abi.h"
 
 /* Raised by any change of this header. A binding of another version is refused. */
-#define RIFT_KVM_BINDING_VERSION 3
+#define RIFT_KVM_BINDING_VERSION 4
 
 struct kvm_run;
 
@@ -141,6 +141,8 @@ struct rift_kvm_binding {
      * return 0, or return RIFT_KVM_COMPLETE_FIRST and be called again when it is complete. */
     int (*inject_exception)(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                             struct rift_error *error);
+    /* Nothing is open: forget what `inject_exception` or KVM would deliver at the next entry. */
+    int (*drop_events)(struct rift_kvm_cpu *cpu, struct rift_error *error);
     /* Replaces what was chosen before. ENOSPC: more points than the CPU has; EOPNOTSUPP: one that it cannot watch;
      * EINVAL: a size or alignment that it cannot watch. */
     int (*set_debug)(struct rift_kvm_cpu *cpu, const struct rift_kvm_debug *debug, struct rift_error *error);

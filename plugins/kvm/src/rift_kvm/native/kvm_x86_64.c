@@ -133,6 +133,19 @@ static int inject_exception(struct rift_kvm_cpu *cpu, uint32_t vector, int has_c
     return rift_kvm_x86_call(cpu, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS", error) < 0 ? -1 : 0;
 }
 
+/* An exception stays queued when its delivery was cut short: by an exit in the middle, by a kick. */
+static int drop_events(struct rift_kvm_cpu *cpu, struct rift_error *error) {
+    ((struct rift_kvm_x86 *)cpu->state)->fault_here = 0;
+    struct kvm_vcpu_events events;
+    if (rift_kvm_x86_call(cpu, KVM_GET_VCPU_EVENTS, &events, "KVM_GET_VCPU_EVENTS", error) < 0)
+        return -1;
+    memset(&events.exception, 0, sizeof events.exception);
+    events.exception_has_payload = 0;
+    events.interrupt.injected = 0;
+    events.nmi.injected = events.nmi.pending = 0;
+    return rift_kvm_x86_call(cpu, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS", error) < 0 ? -1 : 0;
+}
+
 /* DR7 (Intel SDM volume 3, 17.2.4 and 17.2.5): G0 to G3 are bits 1, 3, 5, 7; bit 10 is always 1; from bit 16 on
  * four bits a register: R/W (0 execution, 1 write, 3 read or write) and LEN (0: 1 byte, 1: 2, 3: 4, 2: 8). */
 static int debug_register(const struct rift_kvm_debug_point *point, uint32_t at, struct kvm_guest_debug *debug) {
@@ -196,6 +209,7 @@ static const struct rift_kvm_binding x86_64 = {
     .read_registers = rift_kvm_x86_read,
     .write_registers = rift_kvm_x86_write,
     .inject_exception = inject_exception,
+    .drop_events = drop_events,
     .set_debug = set_debug,
     .save = rift_kvm_x86_save,
     .restore = rift_kvm_x86_restore,
