@@ -33,7 +33,7 @@ struct rift_kvm_machine {
     uint32_t run_bytes; /* size of the mapping behind run */
     uint32_t flags;     /* enum rift_kvm_machine_flag */
     uint32_t gpa_bits;  /* guest-physical addresses are below 2^gpa_bits */
-    uint32_t reserved;
+    uint32_t system_calls; /* 1: `ioctl` is ioctl(2) itself, and what it says of every VM may be remembered */
     rift_kvm_ioctl_fn *ioctl;
     const void *description; /* what `describe` found, the same for all VMs of the process */
     size_t description_bytes;

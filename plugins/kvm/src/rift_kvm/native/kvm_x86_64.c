@@ -86,7 +86,7 @@ static int vcpu_setup(struct rift_kvm_cpu *cpu, struct rift_error *error) {
         return fail(error, errno, "KVM_CHECK_EXTENSION");
     x86->sync_regs = ((uint32_t)sync & KVM_SYNC_X86_REGS) != 0;
     x86->regs = x86->sync_regs ? &cpu->run->s.regs.regs : &x86->own_regs;
-    return set_cpuid(cpu, error);
+    return set_cpuid(cpu, error) ? -1 : rift_kvm_x86_reset_state(cpu, error);
 }
 
 static void vcpu_release(struct rift_kvm_cpu *cpu) {
