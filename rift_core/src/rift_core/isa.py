@@ -43,8 +43,7 @@ class AreaRequest:
     low: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(NamedTuple):
     """A placed :class:`AreaRequest`: where it is for the guest, and its bytes for the host."""
 
     name: str
