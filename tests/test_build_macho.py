@@ -137,6 +137,15 @@ def test_general_registers_only(isa: str, source: Path, tmp_path: Path) -> None:
     assert binary.symbols.find("half") is not None
 
 
+def test_code_is_for_every_cpu_of_the_isa(linker: int, source: Path, tmp_path: Path) -> None:
+    """Unless the payload asks for more: Apple's own default is the M1."""
+    newer = "#if defined(__ARM_FEATURE_ATOMICS) || defined(__ARM_FEATURE_DOTPROD)\n#error newer than Armv8.0\n#endif\n"
+    source.write_text(newer + GUEST)
+    build(source, tmp_path / "guest", "aarch64", format="macho")
+    with pytest.raises(BuildError, match="newer than Armv8"):
+        build(source, tmp_path / "guest", "aarch64", format="macho", options=["-mcpu=apple-m1"])
+
+
 def test_base_entry_doorbell_and_options(linker: int, source: Path, tmp_path: Path) -> None:
     wishes: dict[str, Any] = {"format": "macho", "entry": "add", "doorbell": 0x1000_0000, "options": ["-DEXTRA=1"]}
     if linker < build_macho.HAS_PAGEZERO_SIZE:

@@ -136,10 +136,9 @@ class ExitTests:
     @requires(ExitKind.HYPERCALL)
     def test_hypercall(self, bench: Bench) -> None:
         g = bench.guests
-        vcpu = bench.vcpu(g.hypercall() + g.store_result(DATA) + g.end())
-        vcpu.write_registers({g.result: 0x77})
+        vcpu = bench.vcpu(g.hypercall(0x77, (1, 2, 3, 4, 5, 6)) + g.store_result(DATA) + g.end())
         exit = bench.run(vcpu)
-        assert (exit.kind, exit.address, len(exit.info)) == (ExitKind.HYPERCALL, 0x77, 6)
+        assert (exit.kind, exit.address, exit.info) == (ExitKind.HYPERCALL, 0x77, (1, 2, 3, 4, 5, 6))
         bench.finish(vcpu, VALUE)
         assert bench.number(DATA) == VALUE
 
