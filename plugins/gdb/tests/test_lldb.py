@@ -227,8 +227,7 @@ def test_an_interrupt(debug: Debug, session: Lldb) -> None:
         while counts[0] == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert counts[0] > 0
-        terminal.type("\x03")
-        terminal.until("stop reason = signal")
+        terminal.until("stop reason = signal", typing="\x03")
         stopped = counts[0]
         time.sleep(0.1)
         assert counts[0] == stopped
