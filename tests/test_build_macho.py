@@ -87,6 +87,8 @@ def test_builds_a_payload(linker: int, isa: str, entry: str | None, source: Path
     assert first.address == (0x400000 if entry is None else 0x200000 if linker >= 15 else 0x100000000)
     permissions = {segment.name: segment.permissions for segment in binary.segments}
     assert permissions["__TEXT"] == Permission.READ | Permission.EXECUTE
+    if linker > 14:  # older ones do not say that it shall be sealed
+        assert permissions["__DATA_CONST"] == Permission.READ
     assert not any(p & Permission.WRITE and p & Permission.EXECUTE for p in permissions.values())
     assert int.from_bytes(image_bytes(binary, address(binary, "table"), 8), "little") == address(binary, "one")
     assert image_bytes(binary, address(binary, "counter"), 4) == b"\7\0\0\0"

@@ -81,6 +81,7 @@ class EntryState(NamedTuple):
     privilege: Privilege
     arguments: tuple[Argument, ...] = ()
     vectors: Vectors | None = None  # None: the ISA's built-in ones
+    abi: str = ""  # ``Binary.abi``: how the function expects its arguments
 
 
 @dataclass(frozen=True, slots=True)
