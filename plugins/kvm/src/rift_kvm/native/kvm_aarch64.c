@@ -90,6 +90,7 @@ static const struct rift_kvm_binding aarch64 = {
     .vcpu_setup = vcpu_setup,
     .vcpu_release = vcpu_release,
     .vcpu_forget = rift_kvm_arm_halt_forget,
+    .before_interrupt = rift_kvm_arm_halt_sample,
     .enter = rift_kvm_arm_enter,
     .decode = rift_kvm_arm_decode,
     .complete = rift_kvm_arm_complete,

@@ -35,8 +35,7 @@ int rift_kvm_arm_enter(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     arm->faulted = arm->halted = 0;
     rift_kvm_arm_halt_before(&arm->halt);
     int status = cpu->machine->ioctl(cpu->fd, KVM_RUN, NULL), code = status < 0 ? errno : 0;
-    int asleep = rift_kvm_arm_halt_after(cpu);
-    arm->halted = code == EINTR && asleep;
+    arm->halted = rift_kvm_arm_halt_after(cpu, code == EINTR);
     arm->faulted = code == EFAULT;
     return !code || arm->halted || arm->faulted ? 0 : rift_kvm_arm_fail(error, code, "KVM_RUN");
 }
