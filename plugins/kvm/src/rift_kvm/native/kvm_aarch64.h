@@ -60,6 +60,8 @@ struct rift_kvm_arm {
     int faulted;           /* KVM_RUN failed with EFAULT */
     int halted;            /* it was ended because the guest slept */
     uint32_t powered_off;  /* of struct rift_kvm_arm_machine, as far as undone for this vCPU */
+    int in_call;           /* an HVC or SMC is open: x0 becomes call_answer */
+    uint64_t call_answer;
     int fault_here;        /* restore `before`: an injected fault belongs to the instruction */
     uint64_t before[32];   /* x0 to x30, pc */
     struct kvm_guest_debug debug;
@@ -90,6 +92,11 @@ int rift_kvm_arm_restore(struct rift_kvm_cpu *cpu, const void *buffer, size_t by
 int rift_kvm_arm_enter(struct rift_kvm_cpu *cpu, struct rift_error *error);
 int rift_kvm_arm_decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
 void rift_kvm_arm_complete(struct rift_kvm_cpu *cpu, uint64_t value);
+
+/* kvm_aarch64_calls.c: HVC and SMC */
+int rift_kvm_arm_calls_setup(struct rift_kvm_machine *machine, struct rift_error *error);
+int rift_kvm_arm_decode_call(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
+int rift_kvm_arm_finish_call(struct rift_kvm_cpu *cpu, struct rift_error *error); /* before an entry */
 
 /* kvm_aarch64_halt.c: finds out that the guest sleeps, which KVM does not tell. */
 int rift_kvm_arm_halt_setup(struct rift_kvm_cpu *cpu, struct rift_error *error);
