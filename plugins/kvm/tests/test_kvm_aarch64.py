@@ -257,6 +257,26 @@ def test_waiting_for_nothing_is_a_halt(bench: ArmBench) -> None:
     bench.finish(vcpu)
 
 
+def test_a_kick_does_not_take_the_guest_past_a_wait(bench: ArmBench) -> None:
+    """Whenever it comes: the halt is told first, or the guest has not come that far."""
+    if ExitKind.HALT not in bench.vm.exit_kinds:
+        skip_here("this kernel's KVM has no statistics of vCPUs")
+    vcpu = bench.start(g.WFI, 0)  # udf behind it
+    for number in range(40):
+        vcpu.write_registers({"pc": g.CODE})
+        timer = threading.Timer(number / 4000, vcpu.kick)
+        timer.start()
+        kinds = [vcpu.run().kind]
+        timer.join()
+        while kinds[-1] is ExitKind.INTERRUPTED:
+            assert read(vcpu, "pc") == (g.CODE,)
+            kinds.append(vcpu.run().kind)
+        assert kinds[-1] is ExitKind.HALT
+        assert read(vcpu, "pc") == (g.CODE + 4,)
+        if ExitKind.INTERRUPTED not in kinds:  # the kick is not lost either
+            assert vcpu.run().kind is ExitKind.INTERRUPTED
+
+
 def test_waiting_for_a_timer_is_none(bench: ArmBench) -> None:
     # msr cntv_tval_el0, x1; msr cntv_ctl_el0, x2; isb; again: wfi; mrs x3, cntv_ctl_el0; tbz x3, 2, again
     code = (

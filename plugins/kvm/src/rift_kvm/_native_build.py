@@ -22,6 +22,7 @@ ISA = {
     ],
     "aarch64": [
         "kvm_aarch64.c",
+        "kvm_aarch64_calls.c",
         "kvm_aarch64_exits.c",
         "kvm_aarch64_faults.c",
         "kvm_aarch64_halt.c",

@@ -65,6 +65,8 @@ static int remember(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     for (uint32_t id = ARM_X0; id <= ARM_PC; ++id)
         if (rift_kvm_arm_read(cpu, &id, 1, &arm->before[id], error))
             return -1;
+    if (arm->in_call)
+        arm->before[ARM_PC] -= 4; /* KVM leaves it behind the call */
     arm->fault_here = 1;
     return RIFT_KVM_COMPLETE_FIRST;
 }

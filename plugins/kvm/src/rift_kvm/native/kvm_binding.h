@@ -4,7 +4,8 @@
  * folder of this header). It hands the address of its struct to Rift as rift_core.backend.Binding.native.
  * The file is also part of the cdef: declarations only, and a preprocessor line stands alone on its line.
  *
- * Every function but `describe` is called on the vCPU's owning thread, with the interpreter lock released.
+ * Every function but `describe` and `before_interrupt` is called on the vCPU's owning thread, with the interpreter lock
+ * released.
  * A function that takes a struct rift_error returns 0, or -1 with the error filled in (code: an errno;
  * operation: a static string, the call's name as in the kernel's documentation). */
 #ifndef RIFT_KVM_BINDING_H
@@ -121,6 +122,10 @@ struct rift_kvm_binding {
     void (*vcpu_release)(struct rift_kvm_cpu *cpu);
     /* In a forked child: closes the descriptors that `vcpu_setup` opened, and nothing else. May be NULL. */
     void (*vcpu_forget)(struct rift_kvm_cpu *cpu);
+
+    /* By any thread that is about to end the entry in progress, or the next, with EINTR; one at a time for a vCPU. What
+     * KVM does not tell afterwards can be found out here: whether the guest sleeps, say. May be NULL. */
+    void (*before_interrupt)(struct rift_kvm_cpu *cpu);
 
     /* Transfer changed registers and KVM_RUN. A code of EINTR means that no exit happened; all accesses are
      * complete then. The loop alone writes run->immediate_exit. */
