@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("machine", metavar="MACHINE", choices=MACHINES, help=" or ".join(MACHINES))
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, metavar="SECONDS", help="0: none; %(default)s")
+    parser.add_argument("--boot-limit", type=float, default=qemu.BOOT_LIMIT, metavar="SECONDS", help="%(default)s")
     parser.add_argument("--cpu", help="as QEMU's -cpu")
     parser.add_argument("--cpus", type=int, metavar="NUMBER", help="CPUs of the machine")
     parser.add_argument("--memory", type=int, metavar="MIB", help="memory of the machine")
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 variables=_variables(options.env),
                 writable=options.writable.resolve(strict=True) if options.writable else None,
                 time_limit=options.time_limit,
+                boot_limit=options.boot_limit,
                 verbose=options.verbose,
             )
     except (LabError, OSError) as error:
