@@ -191,6 +191,12 @@ def test_variables(lab: Lab) -> None:
     assert seen["PATH"].startswith(f"{ROOT}/.venv/bin:")
 
 
+def test_tests_get_more_time(lab: Lab) -> None:
+    command = ("svm", "--", "sh", "-c", "echo $PYTEST_TIMEOUT")
+    assert lab.run(*command).stdout == "1200\n"
+    assert lab.run(*command, PYTEST_TIMEOUT="7").stdout == "7\n"
+
+
 def test_folder(lab: Lab, tmp_path: Path) -> None:
     assert lab.run("svm", "--", "pwd", directory=ROOT / "docs").stdout == f"{ROOT / 'docs'}\n"
     assert lab.run("svm", "--", "pwd", directory=tmp_path).stdout == f"{ROOT}\n"
