@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_MOST_KNOWN = 1024
+
+
 class SymbolIndex:
     """A :class:`~rift_core.binary.SymbolTable` over a file's own table; several threads may call.
 
@@ -32,6 +35,7 @@ class SymbolIndex:
         self._ranges = tuple(ranges)
         self._lock = threading.Lock()
         self._length: int | None = None
+        self._known: dict[str, Symbol | None] = {}
         self._table = self._ffi.gc(table, self._lib.rift_symbols_close)
 
     def _symbol(self, found: Any) -> Symbol:
@@ -49,9 +53,15 @@ class SymbolIndex:
 
     def find(self, name: str) -> Symbol | None:
         """The symbol of that exact name: global before weak before local."""
+        if name in self._known:
+            return self._known[name]
         encoded = name.encode("utf-8", "surrogatepass")
         found = self._ffi.new("struct rift_found *")
-        return self._symbol(found) if self._one(found, self._lib.rift_symbols_find, encoded, len(encoded)) else None
+        symbol = self._symbol(found) if self._one(found, self._lib.rift_symbols_find, encoded, len(encoded)) else None
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[name] = symbol
+        return symbol
 
     def nearest(self, address: int) -> Symbol | None:
         """The innermost function or object around ``address``, else the closest symbol below in its segment."""

@@ -5,16 +5,18 @@ Importing this module loads no native code; the hook does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from rift_core.plugin import PluginInfo, Section, hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from rift_core.exits import ExitHandler
+    from rift_handlers.console import Console
     from rift_handlers.host import HostMachine
 
 __all__ = [
@@ -85,25 +87,27 @@ def rift_plugin() -> Sequence[PluginInfo]:
     )
 
 
+@cache
+def _makers() -> dict[type[Section], Callable[[Any, HostMachine], Iterable[ExitHandler]]]:
+    """By the model of the table."""
+    from rift_handlers.console import shared_console
+    from rift_handlers.console_handlers import console_handlers
+    from rift_handlers.ending import debug_exit_handlers, exit_handlers
+    from rift_handlers.uart16550 import uart16550_handlers
+
+    def console(config: _StreamConfig, machine: HostMachine) -> Console:
+        return shared_console(machine, config.stream, config.escape)
+
+    return {
+        ExitConfig: lambda config, machine: exit_handlers(config.port, machine),
+        DebugExitConfig: lambda config, machine: debug_exit_handlers(config.port, config.size),
+        Uart16550Config: lambda config, machine: uart16550_handlers(config.port, console(config, machine)),
+        ConsoleConfig: lambda config, machine: console_handlers(config.port, console(config, machine), machine),
+    }
+
+
 @hookimpl
 def rift_exit_handlers(config: Section, machine: HostMachine) -> Iterable[ExitHandler]:
     """The handlers of one table."""
-    if isinstance(config, ExitConfig):
-        from rift_handlers.ending import exit_handlers
-
-        return exit_handlers(config.port, machine)
-    if isinstance(config, DebugExitConfig):
-        from rift_handlers.ending import debug_exit_handlers
-
-        return debug_exit_handlers(config.port, config.size)
-    if isinstance(config, Uart16550Config):
-        from rift_handlers.console import shared_console
-        from rift_handlers.uart16550 import uart16550_handlers
-
-        return uart16550_handlers(config.port, shared_console(machine, config.stream, config.escape))
-    if isinstance(config, ConsoleConfig):
-        from rift_handlers.console import shared_console
-        from rift_handlers.console_handlers import console_handlers
-
-        return console_handlers(config.port, shared_console(machine, config.stream, config.escape), machine)
-    return ()
+    make = _makers().get(type(config))
+    return make(config, machine) if make is not None else ()

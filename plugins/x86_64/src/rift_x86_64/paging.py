@@ -6,6 +6,7 @@ SDM volume 3, chapter "Paging", 4-level paging; APM volume 2, chapter 5.
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rift_core.errors import MappingError
@@ -137,16 +138,32 @@ def _target_problem(mapping: Mapping) -> str:
     return ""
 
 
+_VIRTUAL = attrgetter("virtual")
+_OFFSET = SMALL_PAGE - 1
+_LAST_OF_LOWER_HALF = LOWER_HALF.stop - SMALL_PAGE
+_ANY_OR_A_PAGE = (0, *PAGE_SIZES)
+
+
 def ordered(mappings: Iterable[Mapping]) -> list[Mapping]:
     """Checked and sorted by address, lower half first.
 
     :raises MappingError: one is wrong by itself, or two overlap.
     """
-    result = sorted(mappings, key=lambda mapping: mapping.virtual)
+    result = sorted(mappings, key=_VIRTUAL)
     previous: Mapping | None = None
     for mapping in result:
-        check_mapping(mapping)
-        if previous is not None and mapping.virtual < previous.end:
+        virtual, physical, size = mapping.virtual, mapping.physical, mapping.size
+        end = virtual + size
+        # Most are plain; what is not gets the whole check, and its words.
+        if not (
+            0 <= virtual < end < _LAST_OF_LOWER_HALF
+            and 0 <= physical < PHYSICAL_LIMIT - size
+            and not (virtual | physical | size) & _OFFSET
+            and mapping.largest_page in _ANY_OR_A_PAGE
+            and mapping.caching in CACHING_FLAGS
+        ):
+            check_mapping(mapping)
+        if previous is not None and virtual < previous.virtual + previous.size:
             raise MappingError(f"mappings overlap: {previous} and {mapping}")
         previous = mapping
     return result
