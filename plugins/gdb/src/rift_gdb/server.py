@@ -181,8 +181,8 @@ class Server:
         except Exception:  # a bug: the guest is let go as if the client had gone, and the next one can come
             LOG.exception("the debugger's session has failed")
         finally:
-            self._session = None
             self._leave(session)
+            self._session = None  # only now: whoever sees that nobody is connected finds the guest as it was left
             connection.close()
 
     def _converse(self, session: Session) -> None:
