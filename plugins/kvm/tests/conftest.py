@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 _ANY_HOST = {"test_conformance.py", "test_kvm_probe.py"}
-_AARCH64_HOSTS = {"test_kvm_aarch64.py"}
+_AARCH64_HOSTS = {"test_kvm_aarch64.py", "test_aarch64_behaviour.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

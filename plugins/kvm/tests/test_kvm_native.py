@@ -180,7 +180,7 @@ class TestMadeUpBinding:
 
     @pytest.fixture
     def made_up(self, make_bench: Callable[..., KvmBench], support: Any) -> KvmBench:
-        support.lib.fake().entries = 0
+        support.ffi.buffer(support.lib.fake())[:] = bytes(support.ffi.sizeof("struct fake"))
         support.lib.fake().period = 1000
         binding = Binding("kvm", "made-up", native=support.lib.fake_binding(), owner=support)
         return make_bench(binding=binding, guests=False)
@@ -202,9 +202,42 @@ class TestMadeUpBinding:
         with pytest.raises(HypervisorError, match="no register 'rax'"):
             vcpu.read_registers(("rax",))
 
+    @pytest.mark.parametrize("halts", [0, 1])
+    def test_a_binding_hears_of_a_kick_before_it_arrives(self, made_up: KvmBench, support: Any, halts: int) -> None:
+        """And what it makes of it comes first: the kick is not lost."""
+        fake, vcpu = support.lib.fake(), made_up.vcpu
+        fake.waits, fake.halts = 1, halts
+        vcpu.kick()
+        assert (vcpu.run().kind, fake.entries, fake.announced_inside) == (ExitKind.INTERRUPTED, 0, 0)
+        timer = threading.Timer(0.05, vcpu.kick)
+        timer.start()
+        assert vcpu.run().kind is (ExitKind.HALT if halts else ExitKind.INTERRUPTED)
+        timer.join()
+        assert (fake.entries, fake.announced_inside) == (1, 1)
+        if halts:
+            assert vcpu.run().kind is ExitKind.INTERRUPTED
+        assert fake.entries == 1
+
     def test_another_version_is_refused(self, make_bench: Callable[..., KvmBench], support: Any) -> None:
         copy = support.ffi.new("struct rift_kvm_binding *")
         support.ffi.memmove(copy, support.ffi.cast("void *", support.lib.fake_binding()), support.ffi.sizeof(copy[0]))
         copy.version += 1
-        with pytest.raises(HypervisorError, match="it is of version 4"):
+        with pytest.raises(HypervisorError, match="it is of version 5"):
             make_bench(binding=Binding("kvm", "made-up", native=int(support.ffi.cast("uintptr_t", copy))), guests=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "slept"),
+    [  # exits, those of WFI, waits that began awake, sleeps now
+        pytest.param((7, 3, 2, 1), (7, 3, 2, 0), True, id="it was asleep"),
+        pytest.param((7, 3, 2, 0), (7, 3, 3, 0), True, id="it was about to sleep"),
+        pytest.param((7, 3, 2, 0), (8, 4, 2, 0), True, id="it has begun to wait since"),
+        pytest.param((7, 3, 2, 0), (8, 4, 3, 0), True, id="it has begun to wait since, awake at first"),
+        pytest.param((7, 3, 2, 0), (7, 3, 2, 0), False, id="it was on its way into the guest"),
+        pytest.param((7, 3, 2, 0), (8, 3, 2, 0), False, id="it was in the guest"),
+        pytest.param((7, 3, 2, 1), (8, 3, 2, 0), False, id="it was asleep, and something else has ended that"),
+        pytest.param((7, 3, 2, 1), (9, 4, 2, 0), False, id="it has waited again, and gone on"),
+    ],
+)
+def test_whether_an_arm_guest_slept(support: Any, before: tuple[int, ...], after: tuple[int, ...], slept: bool) -> None:
+    assert bool(support.lib.arm_slept(list(before), list(after))) is slept

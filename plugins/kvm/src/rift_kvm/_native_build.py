@@ -16,11 +16,13 @@ ISA = {
         "kvm_x86_64.c",
         "kvm_x86_64_exits.c",
         "kvm_x86_64_groups.c",
+        "kvm_x86_64_reset.c",
         "kvm_x86_64_registers.c",
         "rift_xsave.c",
     ],
     "aarch64": [
         "kvm_aarch64.c",
+        "kvm_aarch64_calls.c",
         "kvm_aarch64_exits.c",
         "kvm_aarch64_faults.c",
         "kvm_aarch64_halt.c",

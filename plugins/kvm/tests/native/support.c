@@ -1,7 +1,12 @@
 #include "support.h"
 
+#include "kvm_aarch64_sleep.h"
+
 #include <errno.h>
+#include <linux/kvm.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 static struct fault_plan plan;
 
@@ -76,15 +81,32 @@ static int vcpu_setup(struct rift_kvm_cpu *cpu, struct rift_error *error) {
 static void vcpu_release(struct rift_kvm_cpu *cpu) {
 }
 
+static void before_interrupt(struct rift_kvm_cpu *cpu) {
+    state.announced += 1;
+    state.announced_inside += (uint64_t)__atomic_load_n(&state.inside, __ATOMIC_SEQ_CST);
+}
+
 static int enter(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     state.entries += 1;
-    return 0;
+    if (!state.waits)
+        return 0;
+    __atomic_store_n(&state.inside, 1, __ATOMIC_SEQ_CST);
+    while (!*(volatile uint8_t *)&cpu->run->immediate_exit)
+        usleep(1000);
+    __atomic_store_n(&state.inside, 0, __ATOMIC_SEQ_CST);
+    error->code = EINTR;
+    error->operation = "KVM_RUN";
+    return state.halts ? 0 : -1;
 }
 
 static int decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error) {
     uint64_t port = state.period && state.entries % state.period == 0 ? 0x20 : 0x10;
     *exit = (struct rift_exit){.kind = RIFT_EXIT_PORT_IO, .size = 4, .address = port};
     cpu->open = RIFT_KVM_ACCESS;
+    if (state.waits) {
+        *exit = (struct rift_exit){.kind = RIFT_EXIT_HALT};
+        cpu->open = RIFT_KVM_COMPLETE;
+    }
     return RIFT_KVM_DISPATCH;
 }
 
@@ -111,6 +133,7 @@ static const struct rift_kvm_binding binding = {
     .vm_release = vm_release,
     .vcpu_setup = vcpu_setup,
     .vcpu_release = vcpu_release,
+    .before_interrupt = before_interrupt,
     .enter = enter,
     .decode = decode,
     .complete = complete,
@@ -119,4 +142,11 @@ static const struct rift_kvm_binding binding = {
 
 uintptr_t fake_binding(void) {
     return (uintptr_t)&binding;
+}
+
+int arm_slept(const uint64_t *before, const uint64_t *after) {
+    struct rift_kvm_arm_counters old, now;
+    memcpy(&old, before, sizeof(old));
+    memcpy(&now, after, sizeof(now));
+    return rift_kvm_arm_slept(&old, &now);
 }

@@ -22,14 +22,20 @@ struct handler {
 };
 uintptr_t handler_function(void);
 
-/* Exits to port 0x10; every `period`-th one to port 0x20 instead. */
+/* Exits to port 0x10; every `period`-th one to port 0x20 instead.
+ * `waits`: an entry lasts until it is interrupted; then it gives a HALT if `halts`, and if not, no exit. */
 struct fake {
-    uint64_t entries, period, last_reply;
+    uint64_t entries, period, last_reply, waits, halts;
+    uint64_t announced, announced_inside; /* calls of before_interrupt, and those while an entry was going on */
+    int inside;
 };
 struct fake *fake(void);
 uintptr_t fake_binding(void);
 
 /* A handler that does nothing but RESUME. */
 uintptr_t quick_handler(void);
+
+/* kvm_aarch64_sleep.h, which runs on no other CPU than this one here: counters in its order. */
+int arm_slept(const uint64_t *before, const uint64_t *after);
 
 #endif

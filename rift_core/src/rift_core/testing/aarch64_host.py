@@ -38,6 +38,15 @@ class CallTests:
         assert (exit.kind, exit.address, exit.info) == (ExitKind.HYPERCALL, 0xC600_0001, (11, 12, 13, 14, 15, 16))
         assert (machine.go(0x1234).kind, machine.register("x0")) == (ExitKind.HALT, 0x1234)
 
+    @requires("hypercall_exit", "inject_exception")
+    @pytest.mark.parametrize("instruction", [HVC, SMC], ids=["hvc", "smc"])
+    def test_exception_in_place_of_an_answer_to_a_call(self, machine: Machine, instruction: int) -> None:
+        machine.start(instruction, WFI, user=False, x0=0xC600_0001)
+        assert machine.go().kind is ExitKind.HYPERCALL
+        machine.vcpu.inject_exception(0)
+        frame = machine.frame(machine.go())
+        assert (frame.cls, frame.elr, machine.register("x0")) == (0, CODE, 0xC600_0001)
+
     def test_firmware_version(self, machine: Machine) -> None:
         machine.finish(HVC, x0=PSCI_VERSION)
         assert machine.register("x0") >> 16 == 1

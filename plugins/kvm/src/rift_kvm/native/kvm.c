@@ -55,7 +55,7 @@ struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t inde
         goto failed;
     }
     vcpu->cpu.run = run;
-    vcpu->control = rift_kvm_control_create(run, signal);
+    vcpu->control = rift_kvm_control_create(&vcpu->cpu, vm->binding, signal);
     if (!vcpu->control) {
         rift_kvm_fail(error, ENOMEM, "calloc");
         goto failed;
@@ -100,7 +100,7 @@ void rift_kvm_vcpu_forget(struct rift_kvm_vcpu *vcpu) {
         close(vcpu->cpu.fd);
     vcpu->cpu.run = NULL;
     vcpu->cpu.fd = -1;
-    vcpu->control->run = NULL; /* its lock may have been held at the time of the fork */
+    vcpu->control->cpu = NULL; /* its lock may have been held at the time of the fork */
 }
 
 void rift_kvm_vcpu_park(struct rift_kvm_vcpu *vcpu) {
@@ -138,6 +138,13 @@ int rift_kvm_vcpu_inject(struct rift_kvm_vcpu *vcpu, uint32_t vector, int has_co
     if (rift_kvm_vcpu_settle(vcpu, 1, error))
         return -1;
     return vcpu->binding->inject_exception(&vcpu->cpu, vector, has_code, code, error) < 0 ? -1 : 0;
+}
+
+int rift_kvm_vcpu_drop_events(struct rift_kvm_vcpu *vcpu, struct rift_error *error) {
+    if (rift_kvm_vcpu_settle(vcpu, 1, error))
+        return -1;
+    vcpu->has_pending = 0;
+    return vcpu->binding->drop_events(&vcpu->cpu, error);
 }
 
 int rift_kvm_vcpu_debug(struct rift_kvm_vcpu *vcpu, const struct rift_kvm_debug *debug, struct rift_error *error) {

@@ -42,7 +42,7 @@ static int vm_setup(struct rift_kvm_machine *machine, struct rift_error *error) 
     struct kvm_enable_cap enable = {.cap = KVM_CAP_ARM_NISV_TO_USER};
     if (capability(machine, KVM_CAP_ARM_NISV_TO_USER) && machine->ioctl(machine->fd, KVM_ENABLE_CAP, &enable) < 0)
         return rift_kvm_arm_fail(error, errno, "KVM_ENABLE_CAP");
-    return 0;
+    return rift_kvm_arm_calls_setup(machine, error);
 }
 
 static void vm_release(struct rift_kvm_machine *machine) {
@@ -90,12 +90,14 @@ static const struct rift_kvm_binding aarch64 = {
     .vcpu_setup = vcpu_setup,
     .vcpu_release = vcpu_release,
     .vcpu_forget = rift_kvm_arm_halt_forget,
+    .before_interrupt = rift_kvm_arm_halt_sample,
     .enter = rift_kvm_arm_enter,
     .decode = rift_kvm_arm_decode,
     .complete = rift_kvm_arm_complete,
     .read_registers = rift_kvm_arm_read,
     .write_registers = rift_kvm_arm_write,
     .inject_exception = rift_kvm_arm_inject,
+    .drop_events = rift_kvm_arm_drop_events,
     .set_debug = rift_kvm_arm_set_debug,
     .save = rift_kvm_arm_save,
     .restore = rift_kvm_arm_restore,

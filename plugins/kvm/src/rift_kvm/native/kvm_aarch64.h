@@ -2,6 +2,7 @@
 #ifndef RIFT_KVM_AARCH64_H
 #define RIFT_KVM_AARCH64_H
 
+#include "kvm_aarch64_sleep.h"
 #include "kvm_binding.h"
 
 #include <linux/kvm.h>
@@ -35,7 +36,7 @@ struct rift_kvm_arm_machine {
     uint32_t breakpoints, watchpoints;
     int serror_syndrome; /* KVM_CAP_ARM_INJECT_SERROR_ESR */
     int statistics; /* KVM_CAP_BINARY_STATS_FD */
-    uint32_t blocking_at, exits_at; /* offsets in a vCPU's statistics; 0: it has none */
+    uint32_t counters_at[ARM_COUNTERS]; /* offsets in a vCPU's statistics; 0: it has none */
     uint32_t powered_off; /* counts SYSTEM_EVENT exits, each of which leaves all vCPUs switched off */
 };
 
@@ -45,9 +46,10 @@ struct rift_kvm_arm_halt {
     struct rift_kvm_arm_halt *next;
     int stats;        /* descriptor of KVM's counters, -1: none */
     uint32_t entries; /* counts entries and exits: odd while the vCPU is in the guest */
-    uint32_t called;  /* the entry, as counted by `entries`, that was ended because it slept */
-    uint64_t exits;   /* KVM's counter of exits at that time */
+    uint32_t sampled; /* the entry, as counted by `entries`, that `before` belongs to */
+    struct rift_kvm_arm_counters before; /* somebody was about to end that entry; written before `sampled` */
     uint32_t seen;    /* `entries` at the watcher's last look */
+    uint32_t called;  /* `entries` when the watcher ended one */
     uint32_t pause;   /* looks that the watcher leaves out: it sleeps for good reason */
 };
 
@@ -58,6 +60,8 @@ struct rift_kvm_arm {
     int faulted;           /* KVM_RUN failed with EFAULT */
     int halted;            /* it was ended because the guest slept */
     uint32_t powered_off;  /* of struct rift_kvm_arm_machine, as far as undone for this vCPU */
+    int in_call;           /* an HVC or SMC is open: x0 becomes call_answer */
+    uint64_t call_answer;
     int fault_here;        /* restore `before`: an injected fault belongs to the instruction */
     uint64_t before[32];   /* x0 to x30, pc */
     struct kvm_guest_debug debug;
@@ -89,16 +93,23 @@ int rift_kvm_arm_enter(struct rift_kvm_cpu *cpu, struct rift_error *error);
 int rift_kvm_arm_decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
 void rift_kvm_arm_complete(struct rift_kvm_cpu *cpu, uint64_t value);
 
+/* kvm_aarch64_calls.c: HVC and SMC */
+int rift_kvm_arm_calls_setup(struct rift_kvm_machine *machine, struct rift_error *error);
+int rift_kvm_arm_decode_call(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
+int rift_kvm_arm_finish_call(struct rift_kvm_cpu *cpu, struct rift_error *error); /* before an entry */
+
 /* kvm_aarch64_halt.c: finds out that the guest sleeps, which KVM does not tell. */
 int rift_kvm_arm_halt_setup(struct rift_kvm_cpu *cpu, struct rift_error *error);
 void rift_kvm_arm_halt_release(struct rift_kvm_cpu *cpu);
 void rift_kvm_arm_halt_forget(struct rift_kvm_cpu *cpu);
+void rift_kvm_arm_halt_sample(struct rift_kvm_cpu *cpu); /* somebody is about to end the entry in progress */
 void rift_kvm_arm_halt_before(struct rift_kvm_arm_halt *halt); /* KVM_RUN */
-int rift_kvm_arm_halt_after(struct rift_kvm_cpu *cpu); /* KVM_RUN ended with EINTR: 1 if because the guest sleeps */
+int rift_kvm_arm_halt_after(struct rift_kvm_cpu *cpu, int cut_short); /* KVM_RUN; with EINTR: 1 if the guest slept */
 
 /* kvm_aarch64_faults.c: exceptions and debugging. */
 int rift_kvm_arm_inject(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                         struct rift_error *error);
+int rift_kvm_arm_drop_events(struct rift_kvm_cpu *cpu, struct rift_error *error);
 int rift_kvm_arm_set_debug(struct rift_kvm_cpu *cpu, const struct rift_kvm_debug *wanted, struct rift_error *error);
 int rift_kvm_arm_decode_debug(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
 

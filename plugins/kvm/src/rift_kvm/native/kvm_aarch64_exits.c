@@ -29,14 +29,13 @@ static int switch_on(struct rift_kvm_cpu *cpu, struct rift_error *error) {
 /* Completing a device access is KVM's own work at the next entry, told by run->exit_reason, which therefore stays. */
 int rift_kvm_arm_enter(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     struct rift_kvm_arm *arm = cpu->state;
-    if (switch_on(cpu, error))
+    if (switch_on(cpu, error) || rift_kvm_arm_finish_call(cpu, error))
         return -1;
     rift_kvm_arm_forget(arm);
     arm->faulted = arm->halted = 0;
     rift_kvm_arm_halt_before(&arm->halt);
     int status = cpu->machine->ioctl(cpu->fd, KVM_RUN, NULL), code = status < 0 ? errno : 0;
-    int asleep = rift_kvm_arm_halt_after(cpu);
-    arm->halted = code == EINTR && asleep;
+    arm->halted = rift_kvm_arm_halt_after(cpu, code == EINTR);
     arm->faulted = code == EFAULT;
     return !code || arm->halted || arm->faulted ? 0 : rift_kvm_arm_fail(error, code, "KVM_RUN");
 }
@@ -108,6 +107,8 @@ int rift_kvm_arm_decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct
     case KVM_EXIT_SYSTEM_EVENT:
         decode_event(cpu, exit);
         return RIFT_KVM_DISPATCH;
+    case KVM_EXIT_HYPERCALL:
+        return rift_kvm_arm_decode_call(cpu, exit, error);
     case KVM_EXIT_DEBUG:
         return rift_kvm_arm_decode_debug(cpu, exit, error);
     case EXIT_MEMORY_FAULT:
@@ -129,6 +130,8 @@ int rift_kvm_arm_decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct
 
 void rift_kvm_arm_complete(struct rift_kvm_cpu *cpu, uint64_t value) {
     struct kvm_run *run = cpu->run;
+    struct rift_kvm_arm *arm = cpu->state;
+    arm->call_answer = value;
     if (run->exit_reason == KVM_EXIT_MMIO && !run->mmio.is_write)
         memcpy(run->mmio.data, &value, sizeof(value));
 }

@@ -65,6 +65,8 @@ static int remember(struct rift_kvm_cpu *cpu, struct rift_error *error) {
     for (uint32_t id = ARM_X0; id <= ARM_PC; ++id)
         if (rift_kvm_arm_read(cpu, &id, 1, &arm->before[id], error))
             return -1;
+    if (arm->in_call)
+        arm->before[ARM_PC] -= 4; /* KVM leaves it behind the call */
     arm->fault_here = 1;
     return RIFT_KVM_COMPLETE_FIRST;
 }
@@ -93,6 +95,14 @@ int rift_kvm_arm_inject(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code,
     if (arm->fault_here && put_back(cpu, error))
         return -1;
     return vector == EC_SERROR ? raise_serror(cpu, syndrome, error) : take_exception(cpu, vector, syndrome, error);
+}
+
+/* Only an SError interrupt waits; all others have changed the registers when KVM_RUN returns (__kvm_adjust_pc). */
+int rift_kvm_arm_drop_events(struct rift_kvm_cpu *cpu, struct rift_error *error) {
+    struct rift_kvm_arm *arm = cpu->state;
+    struct kvm_vcpu_events events = {.exception = {.serror_pending = 0}};
+    arm->fault_here = 0;
+    return rift_kvm_arm_call(cpu, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS", error) < 0 ? -1 : 0;
 }
 
 /* -- debugging -------------------------------------------------------------------------------------- */

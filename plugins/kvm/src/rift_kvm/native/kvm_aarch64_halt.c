@@ -2,8 +2,12 @@
  *
  * A thread, one for the process, looks every few milliseconds at vCPUs that have not come out of the guest since its last
  * look. KVM's statistics tell which of them sleep (Documentation/virt/kvm/api.rst, 4.133): it ends that entry by a signal.
- * If KVM's counter of exits is then as it was, the guest has not run in between: it was still at its WFI, and where no
- * timer can end that either, the entry has given a HALT.
+ * If the counters then say that the guest was still at its WFI (kvm_aarch64_sleep.h), and where no timer can end that
+ * either, the entry has given a HALT.
+ *
+ * Kicks come at any time, and KVM takes the guest past the WFI that one of them ends: the same is asked then, so that a
+ * guest that waits for nothing halts, whoever is first to see it. A signal from elsewhere, which nobody has announced,
+ * ends a WFI as the architecture allows (Arm ARM, D1.6.2): guests wait in a loop.
  *
  * An entry costs two atomic additions. When no vCPU has been in the guest for a while the thread sleeps. */
 #include "kvm_aarch64.h"
@@ -36,6 +40,18 @@ static int read_counter(int stats, uint32_t at, uint64_t *value) {
     return pread(stats, value, sizeof(*value), at) == (ssize_t)sizeof(*value) ? 0 : -1;
 }
 
+/* Those that KVM does not have are 0. */
+static int read_counters(const struct rift_kvm_arm_halt *halt, struct rift_kvm_arm_counters *counters) {
+    const struct rift_kvm_arm_machine *machine = halt->cpu->machine->state;
+    for (int number = 0; number < ARM_COUNTERS; ++number) {
+        uint32_t at = machine->counters_at[number];
+        counters->value[number] = 0;
+        if (at && read_counter(halt->stats, at, &counters->value[number]))
+            return -1;
+    }
+    return 0;
+}
+
 /* -- the thread ------------------------------------------------------------------------------------- */
 
 /* One vCPU; under the lock. Returns whether it is in the guest. */
@@ -54,13 +70,11 @@ static int look_at(struct rift_kvm_arm_halt *halt) {
         halt->pause -= 1;
         return 1;
     }
-    uint64_t blocking, exits;
-    if (read_counter(halt->stats, machine->exits_at, &exits) ||
-        read_counter(halt->stats, machine->blocking_at, &blocking) || !blocking)
+    uint64_t blocking;
+    if (read_counter(halt->stats, machine->counters_at[ARM_BLOCKING], &blocking) || !blocking)
         return 1;
-    halt->exits = exits;
     halt->pause = PAUSE_LOOKS;
-    __atomic_store_n(&halt->called, entries, __ATOMIC_RELEASE);
+    halt->called = entries;
     halt->cpu->interrupt(halt->cpu);
     return 1;
 }
@@ -124,8 +138,14 @@ static int start(void) {
 
 /* -- vCPUs ------------------------------------------------------------------------------------------ */
 
-/* Finds the two counters. Offsets are 0 where KVM has them not. */
+/* Finds the counters. Offsets are 0 where KVM has them not. */
 static int find_counters(int stats, struct rift_kvm_arm_machine *machine) {
+    static const char *const names[ARM_COUNTERS] = {
+        [ARM_EXITS] = "exits",
+        [ARM_WAITS] = "wfi_exit_stat",
+        [ARM_POLLS] = "halt_attempted_poll",
+        [ARM_BLOCKING] = "blocking",
+    };
     struct kvm_stats_header header;
     if (pread(stats, &header, sizeof(header), 0) != (ssize_t)sizeof(header))
         return -1;
@@ -140,10 +160,9 @@ static int find_counters(int stats, struct rift_kvm_arm_machine *machine) {
         memset(&row, 0, sizeof(row));
         if (pread(stats, &row, bytes, (off_t)(header.desc_offset + at * bytes)) != (ssize_t)bytes)
             return -1;
-        if (strcmp(row.name, "blocking") == 0)
-            machine->blocking_at = header.data_offset + row.head.offset;
-        else if (strcmp(row.name, "exits") == 0)
-            machine->exits_at = header.data_offset + row.head.offset;
+        for (int number = 0; number < ARM_COUNTERS; ++number)
+            if (strcmp(row.name, names[number]) == 0)
+                machine->counters_at[number] = header.data_offset + row.head.offset;
     }
     return 0;
 }
@@ -156,7 +175,8 @@ int rift_kvm_arm_halt_setup(struct rift_kvm_cpu *cpu, struct rift_error *error) 
     int stats = rift_kvm_arm_call(cpu, KVM_GET_STATS_FD, NULL, "KVM_GET_STATS_FD", error);
     if (stats < 0)
         return -1;
-    if ((!machine->blocking_at && find_counters(stats, machine)) || !machine->blocking_at || !machine->exits_at) {
+    const uint32_t *at = machine->counters_at;
+    if ((!at[ARM_BLOCKING] && find_counters(stats, machine)) || !at[ARM_BLOCKING] || !at[ARM_EXITS]) {
         close(stats);
         return 0;
     }
@@ -194,6 +214,15 @@ void rift_kvm_arm_halt_forget(struct rift_kvm_cpu *cpu) {
         close(arm->halt.stats);
 }
 
+/* The first of an entry counts: a signal follows it. Nobody else writes `before` meanwhile, and the owner, which adds to
+ * `entries` before it reads, finds either no sample of its entry or a whole one that stays. */
+void rift_kvm_arm_halt_sample(struct rift_kvm_cpu *cpu) {
+    struct rift_kvm_arm_halt *halt = &((struct rift_kvm_arm *)cpu->state)->halt;
+    uint32_t entry = __atomic_load_n(&halt->entries, __ATOMIC_SEQ_CST);
+    if (halt->stats >= 0 && (entry & 1) && halt->sampled != entry && !read_counters(halt, &halt->before))
+        __atomic_store_n(&halt->sampled, entry, __ATOMIC_RELEASE);
+}
+
 void rift_kvm_arm_halt_before(struct rift_kvm_arm_halt *halt) {
     __atomic_add_fetch(&halt->entries, 1, __ATOMIC_SEQ_CST);
     if (halt->stats < 0 || __atomic_load_n(&watch.awake, __ATOMIC_SEQ_CST))
@@ -211,14 +240,13 @@ static int timer_runs(const struct rift_kvm_cpu *cpu, uint64_t number) {
     return cpu->machine->ioctl(cpu->fd, KVM_GET_ONE_REG, &one) >= 0 && (control & 3) == 1;
 }
 
-int rift_kvm_arm_halt_after(struct rift_kvm_cpu *cpu) {
-    struct rift_kvm_arm *arm = cpu->state;
-    const struct rift_kvm_arm_machine *machine = cpu->machine->state;
-    uint32_t entry = __atomic_fetch_add(&arm->halt.entries, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&arm->halt.called, __ATOMIC_ACQUIRE) != entry)
+int rift_kvm_arm_halt_after(struct rift_kvm_cpu *cpu, int cut_short) {
+    struct rift_kvm_arm_halt *halt = &((struct rift_kvm_arm *)cpu->state)->halt;
+    uint32_t entry = __atomic_fetch_add(&halt->entries, 1, __ATOMIC_SEQ_CST);
+    if (!cut_short || __atomic_load_n(&halt->sampled, __ATOMIC_ACQUIRE) != entry)
         return 0;
-    uint64_t exits;
-    if (read_counter(arm->halt.stats, machine->exits_at, &exits) || exits != arm->halt.exits)
+    struct rift_kvm_arm_counters now;
+    if (read_counters(halt, &now) || !rift_kvm_arm_slept(&halt->before, &now))
         return 0;
     return !timer_runs(cpu, KVM_REG_ARM_TIMER_CTL) && !timer_runs(cpu, KVM_REG_ARM_PTIMER_CTL);
 }

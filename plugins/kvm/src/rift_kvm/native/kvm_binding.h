@@ -4,7 +4,8 @@
  * folder of this header). It hands the address of its struct to Rift as rift_core.backend.Binding.native.
  * The file is also part of the cdef: declarations only, and a preprocessor line stands alone on its line.
  *
- * Every function but `describe` is called on the vCPU's owning thread, with the interpreter lock released.
+ * Every function but `describe` and `before_interrupt` is called on the vCPU's owning thread, with the interpreter lock
+ * released.
  * A function that takes a struct rift_error returns 0, or -1 with the error filled in (code: an errno;
  * operation: a static string, the call's name as in the kernel's documentation). */
 #ifndef RIFT_KVM_BINDING_H
@@ -13,7 +14,7 @@
 #include "rift_abi.h"
 
 /* Raised by any change of this header. A binding of another version is refused. */
-#define RIFT_KVM_BINDING_VERSION 3
+#define RIFT_KVM_BINDING_VERSION 4
 
 struct kvm_run;
 
@@ -33,7 +34,7 @@ struct rift_kvm_machine {
     uint32_t run_bytes; /* size of the mapping behind run */
     uint32_t flags;     /* enum rift_kvm_machine_flag */
     uint32_t gpa_bits;  /* guest-physical addresses are below 2^gpa_bits */
-    uint32_t reserved;
+    uint32_t system_calls; /* 1: `ioctl` is ioctl(2) itself, and what it says of every VM may be remembered */
     rift_kvm_ioctl_fn *ioctl;
     const void *description; /* what `describe` found, the same for all VMs of the process */
     size_t description_bytes;
@@ -122,6 +123,10 @@ struct rift_kvm_binding {
     /* In a forked child: closes the descriptors that `vcpu_setup` opened, and nothing else. May be NULL. */
     void (*vcpu_forget)(struct rift_kvm_cpu *cpu);
 
+    /* By any thread that is about to end the entry in progress, or the next, with EINTR; one at a time for a vCPU. What
+     * KVM does not tell afterwards can be found out here: whether the guest sleeps, say. May be NULL. */
+    void (*before_interrupt)(struct rift_kvm_cpu *cpu);
+
     /* Transfer changed registers and KVM_RUN. A code of EINTR means that no exit happened; all accesses are
      * complete then. The loop alone writes run->immediate_exit. */
     int (*enter)(struct rift_kvm_cpu *cpu, struct rift_error *error);
@@ -141,6 +146,8 @@ struct rift_kvm_binding {
      * return 0, or return RIFT_KVM_COMPLETE_FIRST and be called again when it is complete. */
     int (*inject_exception)(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                             struct rift_error *error);
+    /* Nothing is open: forget what `inject_exception` or KVM would deliver at the next entry. */
+    int (*drop_events)(struct rift_kvm_cpu *cpu, struct rift_error *error);
     /* Replaces what was chosen before. ENOSPC: more points than the CPU has; EOPNOTSUPP: one that it cannot watch;
      * EINVAL: a size or alignment that it cannot watch. */
     int (*set_debug)(struct rift_kvm_cpu *cpu, const struct rift_kvm_debug *debug, struct rift_error *error);

@@ -42,13 +42,15 @@ int rift_kvm_signal_install(int signal, struct rift_error *error) {
     return 0;
 }
 
-struct rift_kvm_control *rift_kvm_control_create(struct kvm_run *run, int signal) {
+struct rift_kvm_control *rift_kvm_control_create(struct rift_kvm_cpu *cpu, const struct rift_kvm_binding *binding,
+                                                 int signal) {
     struct rift_kvm_control *control = calloc(1, sizeof(*control));
     if (!control)
         return NULL;
     atomic_init(&control->references, 1);
     pthread_mutex_init(&control->lock, NULL);
-    control->run = run;
+    control->cpu = cpu;
+    control->before_interrupt = binding->before_interrupt;
     control->signal = signal;
     return control;
 }
@@ -93,15 +95,17 @@ void rift_kvm_control_leave(struct rift_kvm_control *control) {
 void rift_kvm_control_detach(struct rift_kvm_control *control) {
     pthread_mutex_lock(&control->lock);
     control->owned = 0;
-    control->run = NULL;
+    control->cpu = NULL;
     pthread_mutex_unlock(&control->lock);
 }
 
 /* Makes the owner leave the guest, or not enter it; under the lock. */
 static void interrupt(struct rift_kvm_control *control) {
-    if (!control->run)
+    if (!control->cpu)
         return;
-    *(volatile __u8 *)&control->run->immediate_exit = 1;
+    if (control->before_interrupt)
+        control->before_interrupt(control->cpu);
+    *(volatile __u8 *)&control->cpu->run->immediate_exit = 1;
     while (control->owned && atomic_load(&control->inside) && pthread_kill(control->owner, control->signal) == EAGAIN)
         sched_yield(); /* RLIMIT_SIGPENDING: others have filled the user's queue */
 }

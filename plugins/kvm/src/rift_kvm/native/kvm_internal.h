@@ -38,7 +38,8 @@ struct rift_kvm_control {
     atomic_uint kickers;      /* threads in rift_kvm_control_kick */
     atomic_ulong exits;       /* written by the owner only */
     pthread_mutex_t lock;     /* the rest */
-    struct kvm_run *run;      /* NULL: the vCPU is gone */
+    struct rift_kvm_cpu *cpu; /* NULL: the vCPU is gone */
+    void (*before_interrupt)(struct rift_kvm_cpu *cpu); /* the binding's, or NULL */
     int owned;                /* 0: parked */
     pthread_t owner;
     int signal;
@@ -66,7 +67,8 @@ struct rift_kvm_vcpu {
 int rift_kvm_fail(struct rift_error *error, int code, const char *operation);
 
 /* kvm_control.c */
-struct rift_kvm_control *rift_kvm_control_create(struct kvm_run *run, int signal);
+struct rift_kvm_control *rift_kvm_control_create(struct rift_kvm_cpu *cpu, const struct rift_kvm_binding *binding,
+                                                 int signal);
 void rift_kvm_control_own(struct rift_kvm_control *control); /* by the calling thread */
 void rift_kvm_control_disown(struct rift_kvm_control *control);
 void rift_kvm_control_leave(struct rift_kvm_control *control); /* the end of rift_kvm_vcpu_run */
