@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,13 +56,18 @@ class Debugged:
     machine: Machine
     server: Server
     isa: str
+    waits: bool = False  # threads wait at their entry for a client
     clients: list[Client] = field(default_factory=list)
 
     def start(self, *arguments: int) -> Thread:
-        """Start all threads; the first one."""
-        for position, thread in enumerate(self.machine.threads):
+        """Start all threads, and have them where a client finds them; the first one."""
+        threads = self.machine.threads
+        for position, thread in enumerate(threads):
             thread.start(*(arguments if position == 0 else ()))
-        return self.machine.threads[0]
+        deadline = time.monotonic() + SECONDS
+        while self.waits and not all(thread.context.held for thread in threads) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return threads[0]
 
     def connect(self, **options: Any) -> Client:
         """One more client, which has been told why the machine stands."""
@@ -129,7 +135,7 @@ def debug(kind: tuple[str, str], built: Callable[..., Path]) -> Iterator[Callabl
             **(sections or {}),
         }
         machine = open_machine(configuration)
-        made.append(Debugged(machine, machine.debug(), isa))
+        made.append(Debugged(machine, machine.debug(), isa, options["wait"]))
         return made[-1]
 
     yield make

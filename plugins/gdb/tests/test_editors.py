@@ -35,10 +35,11 @@ def line_of(mark: str) -> int:
 class Program:
     """A program that is talked to by pipes."""
 
-    def __init__(self, line: list[str]) -> None:
+    def __init__(self, line: list[str], folder: Path | None = None) -> None:
         self.process = subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+            line, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
         self.data = b""
 
     def write(self, data: bytes) -> None:
@@ -64,8 +65,8 @@ class Program:
 class Adapter(Program):
     """A debug adapter."""
 
-    def __init__(self, line: list[str]) -> None:
-        super().__init__(line)
+    def __init__(self, line: list[str], folder: Path | None = None) -> None:
+        super().__init__(line, folder)
         self.sequence = 0
         self.events: list[dict[str, Any]] = []
         self.responses: dict[int, dict[str, Any]] = {}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Debug = Callable[..., Debugged]
 
 SECONDS = 60.0
+PATIENT = "set remotetimeout 30\n"  # on a busy machine GDB would give up after two seconds
 
 
 class Gdb:
@@ -37,7 +38,7 @@ class Gdb:
             )
             if "aarch64" not in known.stdout + known.stderr:
                 program = require_tool("gdb-multiarch")
-        head = f"set pagination off\nset confirm off\nset width 0\ntarget remote {debugged.server.address}\n"
+        head = f"{PATIENT}set pagination off\nset confirm off\nset width 0\ntarget remote {debugged.server.address}\n"
         lines = [word for line in (head + commands).splitlines() for word in ("-ex", line)]
         files = [str(debugged.machine.binary.path)] if file else []
         answer = subprocess.run(
@@ -263,7 +264,7 @@ def test_a_fault_in_words(debug: Debug, session: Gdb, privilege: str) -> None:
     assert re.search(r"in poke \(|poke \(where=", text)
     assert "= (volatile int *) 0xdead0000" in text
     assert "#1 " in text
-    assert "Program terminated" in text
+    assert "Program terminated with signal SIGSEGV" in text
     assert debugged.machine.threads[0].wait_ended(20)
 
 
@@ -320,7 +321,7 @@ def test_ctrl_c(debug: Debug, session: Gdb, tmp_path: Path) -> None:
     debugged.start()
     script = tmp_path / "interrupt.gdb"
     script.write_text(
-        f"set pagination off\nset confirm off\ntarget remote {debugged.server.address}\n"
+        f"{PATIENT}set pagination off\nset confirm off\ntarget remote {debugged.server.address}\n"
         "continue\ninfo symbol $pc\nkill\n"
     )
     program = session.program if debugged.isa == "x86_64" else require_tool("gdb-multiarch")
@@ -355,7 +356,7 @@ def test_a_second_gdb_is_told_why(debug: Debug, session: Gdb) -> None:
     debugged = debug("main")
     client = debugged.begin()
     text = session.run(debugged, "")
-    assert "another debugger" in text or "closed" in text
+    assert "another debugger, from 127.0.0.1, is connected already" in text
     assert client.ask("qAttached") == b"1"
 
 

@@ -36,7 +36,8 @@ class Lldb:
             connect = f"gdb-remote {address}"
         else:
             connect = f"process connect --plugin gdb-remote unix-connect://{address.path}"
-        lines = ["settings set auto-confirm true", connect, *commands.splitlines()]
+        patient = "settings set plugin.process.gdb-remote.packet-timeout 60"
+        lines = ["settings set auto-confirm true", patient, connect, *commands.splitlines()]
         words = [word for line in lines for word in ("-o", line)]
         words += [word for line in crashed.splitlines() for word in ("-k", line)]
         return [self.program, "-X", "-b", str(debugged.machine.binary.path), *words]

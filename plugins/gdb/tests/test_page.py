@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from debuggers import find_debugger
 from terminal import Terminal
+from test_editors import Adapter, begin
 
 from rift_core import hooks, open_machine
 from rift_core.testing.tools import require_isa, require_payload_compiler
@@ -47,9 +49,9 @@ class Page:
     folder: Path
     environment: dict[str, str]
 
-    def session(self, language: str, prompt: str) -> tuple[str, list[tuple[str, str]]]:
+    def session(self, language: str, prompt: str, number: int = 0) -> tuple[str, list[tuple[str, str]]]:
         """A debugger's session: what is printed before the first prompt, and the commands with what they print."""
-        (body,) = pages.blocks(self.text, language)
+        body = pages.blocks(self.text, language)[number]
         first, *parts = re.split(rf"^\({prompt}\) (.*)\n", body, flags=re.MULTILINE)
         return first, list(zip(parts[::2], parts[1::2], strict=True))
 
@@ -79,8 +81,10 @@ def agree(command: str, expected: str, printed: str) -> None:
     assert pages.matches(expected, printed), f"{command}\n--- the page says\n{expected}\n--- it prints\n{printed}"
 
 
-def test_the_session_in_gdb(page: Page, gdb: str) -> None:
-    first, commands = page.session("gdb", "gdb")
+@pytest.mark.parametrize(("number", "status"), [(0, 87), (1, 0)])
+def test_the_sessions_in_gdb(page: Page, gdb: str, number: int, status: int) -> None:
+    assert len(pages.blocks(page.text, "gdb")) == 2
+    first, commands = page.session("gdb", "gdb", number)
     line, expected = re.match(r"\$ ([^\n]*)\n(.*)", first, re.DOTALL).groups()  # type: ignore[union-attr]
     folder = Path(gdb).parent
     environment = {**page.environment, "PATH": f"{folder}{os.pathsep}{page.environment['PATH']}"}
@@ -93,7 +97,7 @@ def test_the_session_in_gdb(page: Page, gdb: str) -> None:
                 break
             printed = terminal.until("(gdb) ").removesuffix("(gdb) ").replace("\r", "")
             agree(command, answer, printed.removeprefix(command))
-        assert os.waitstatus_to_exitcode(terminal.wait()) == 87
+        assert os.waitstatus_to_exitcode(terminal.wait()) == status
     finally:
         terminal.close()
 
@@ -121,6 +125,48 @@ def test_the_session_in_lldb(page: Page, lldb: str) -> None:
     for (command, expected), (echo, text) in zip(commands, printed, strict=True):
         assert command == echo
         agree(command, expected, text)
+
+
+def part_of(expected: Any, whole: Any) -> bool:
+    """Whether all that is expected is there; of lists the beginning."""
+    if isinstance(expected, dict):
+        return all(key in whole and part_of(value, whole[key]) for key, value in expected.items())
+    if isinstance(expected, list):
+        return len(expected) <= len(whole) and all(map(part_of, expected, whole))
+    return bool(expected == whole)
+
+
+def test_the_session_of_an_editor(page: Page) -> None:
+    (body,) = pages.blocks(page.text, "dap")
+    server, client, *lines = body.splitlines()
+    program = find_debugger("gdb", "pypi")
+    words = client.removeprefix("$ gdb ").split()
+    with subprocess.Popen(
+        server.removeprefix("$ ").split(), cwd=page.folder, env=page.environment, stderr=subprocess.PIPE, text=True
+    ) as running:
+        adapter = Adapter([program, "-nx", *words], page.folder)
+        try:
+            assert running.stderr is not None
+            running.stderr.readline()
+            begin(adapter, "gdb")
+            asked = []
+            for line in lines:
+                mark, name, values = re.match(r"(..) (\w*) ?(.*)", line).groups()  # type: ignore[union-attr]
+                content = json.loads(values or "{}")
+                if mark == "->":
+                    asked.append(adapter.send(name, **content))
+                elif mark == "<-":
+                    happened = adapter.event(name)
+                    assert part_of(content, happened), (line, happened)
+                else:
+                    answer = adapter.response(asked.pop())
+                    assert part_of(content, answer), (line, answer)
+            for number in asked:  # none of them has failed
+                adapter.response(number)
+            assert running.wait(SECONDS) == 87
+        finally:
+            adapter.close()
+            running.kill()
 
 
 def test_the_commands(page: Page) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from gdb_rsp import Client
 
-from rift_core import ConfigError, Stop, open_machine
+from rift_core import ConfigError, ExitHandler, ExitKind, Resume, Stop, open_machine
+from rift_core.dispatch import Dispatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +189,34 @@ def test_a_client_before_any_thread(debug: Debug) -> None:
     timer.join()
     other = debug("spin")
     assert other.connect().ask("?") == b"W00"
+
+
+def test_a_client_that_comes_while_the_host_answers_an_exit(debug: Debug) -> None:
+    """There is a thread; it stops when the handler returns."""
+    debugged = debug("unanswered", wait=False)
+    inside, leave = threading.Event(), threading.Event()
+
+    def answer(vcpu: object, exit: object) -> Resume:
+        inside.set()
+        assert leave.wait(SECONDS)
+        return Resume()
+
+    doorbell = debugged.machine.doorbell + 0x700
+    handler = ExitHandler("slow", frozenset({ExitKind.MMIO}), range(doorbell, doorbell + 8), answer)
+    debugged.machine.engine.dispatcher = Dispatcher([handler])
+    debugged.start()
+    assert inside.wait(SECONDS)
+    client = debugged.connect()
+    stop = client.stop("?")
+    assert stop["thread"] == 1
+    assert f"{debugged.numbers['pc']:02x}" not in stop, "nothing is made up"
+    refusal = client.ask("g")
+    leave.set()
+    assert b"all threads are inside exit handlers" in refusal
+    deadline = time.monotonic() + SECONDS
+    while client.ask("g").startswith(b"E"):
+        assert time.monotonic() < deadline
+    assert client.ask("vCont;c") == b"W04"
 
 
 def test_the_exit_status_ends_the_session(debug: Debug) -> None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rift_core.exits import Exit
     from rift_core.isa import GuestFault
     from rift_gdb.breakpoints import Arrangement, Breakpoints, Watch
+    from rift_gdb.guest_side import GuestSide
     from rift_gdb.guest_thread import GuestThread
-    from rift_gdb.target import Target
 
 _STEP, _SOFTWARE, _HARDWARE, _WATCHPOINT = 1, 2, 3, 4  # info[0] of a DEBUG exit: rift_abi.h
 
@@ -26,7 +26,7 @@ _STEP, _SOFTWARE, _HARDWARE, _WATCHPOINT = 1, 2, 3, 4  # info[0] of a DEBUG exit
 class Events:
     """What guest threads come upon, told apart."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: GuestSide) -> None:
         self._target = target
         self._arranged = NOTHING
         self._watches: tuple[Watch, ...] = ()

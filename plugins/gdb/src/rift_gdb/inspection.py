@@ -108,9 +108,11 @@ class Inspection:
         :raises PacketError: no thread can be asked.
         """
         if self._layout is None:
-            thread = next((t for t in self.threads if t.held), None)
+            threads = self.threads
+            thread = next((t for t in threads if t.held), None)
             if thread is None:
-                raise PacketError("no thread runs whose registers could be looked at", NOT_THERE)
+                why = "all threads are inside exit handlers" if threads else "no thread is running"
+                raise PacketError(f"no registers can be looked at: {why}", NOT_THERE)
             self._layout = Layout(self.engine.isa, self.ask(thread, lambda: self._available(thread)))
         return self._layout
 

@@ -18,12 +18,13 @@ from rift_gdb.address import Address, parse_address
 from rift_gdb.connection import ClientGoneError, Connection, Event
 from rift_gdb.errors import PacketError
 from rift_gdb.exit_counter import ExitCounter
+from rift_gdb.guest_side import Ended
 from rift_gdb.listener import Listener
 from rift_gdb.payloads import Payloads
 from rift_gdb.session import Session
 from rift_gdb.stop_reply import end_reply, stop_reply
-from rift_gdb.stops import SIGTRAP, Plan, StopEvent
-from rift_gdb.target import Ended, Target
+from rift_gdb.stops import SIGABRT, SIGTRAP, Plan, StopEvent
+from rift_gdb.target import Target
 
 if TYPE_CHECKING:
     import socket
@@ -180,8 +181,8 @@ class Server:
         except Exception:  # a bug: the guest is let go as if the client had gone, and the next one can come
             LOG.exception("the debugger's session has failed")
         finally:
-            self._session = None
             self._leave(session)
+            self._session = None  # only now: whoever sees that nobody is connected finds the guest as it was left
             connection.close()
 
     def _converse(self, session: Session) -> None:
@@ -288,7 +289,9 @@ class Server:
     def _tell_end(self, session: Session, ended: Ended) -> None:
         threads = self.target.threads
         if not threads:
-            session.connection.send(end_reply(ended.outcome))
+            last = self.last_stop_of(ended.thread)
+            signal = last.signal if last is not None and last.reason == "fault" else SIGABRT
+            session.connection.send(end_reply(ended.outcome, signal))
             session.over, session.after = True, "detached"
         elif "no-resumed" in session.features:
             session.connection.send(b"N")
@@ -309,9 +312,10 @@ class Server:
             pending.stop = None
             session.selected = pending.number
             return stop_reply(session, *self._last)
-        thread = next((t for t in target.threads if t.held), None)
-        if thread is None:
+        threads = target.threads
+        if not threads:
             return b"W00"
+        thread = next((t for t in threads if t.held), threads[0])  # all may be inside exit handlers
         session.selected = thread.number
         self._last = (thread, StopEvent("attach", SIGTRAP))
         return stop_reply(session, *self._last)

@@ -90,10 +90,10 @@ def _all_threads(session: Session) -> list[str]:
     return words
 
 
-def end_reply(outcome: Stop | BaseException | None) -> bytes:
-    """``W`` with the status, or ``X`` with a signal."""
+def end_reply(outcome: Stop | BaseException | None, fault: int = SIGABRT) -> bytes:
+    """``W`` with the status, or ``X`` with a signal; ``fault``: that of what the client was told last."""
     if isinstance(outcome, GuestError):
-        return b"X%02x" % SIGABRT
+        return b"X%02x" % fault
     if isinstance(outcome, Stop):
         return b"X%02x" % SIGKILL if outcome.reason == "killed" else b"W%02x" % (outcome.status & 0xFF)
     return b"W00" if outcome is None else b"X%02x" % SIGABRT

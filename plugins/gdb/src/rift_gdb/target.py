@@ -1,11 +1,9 @@
 """The machine as the debugger drives it: all threads stopped, or some of them let go with a plan each.
 
-Two sides meet here. The server's thread decides: it stops, inspects and resumes. A guest thread that comes upon a
-breakpoint, a step's end or a fault calls :meth:`Target.answer` on its own host thread: it closes the gate for
-everybody, leaves a :class:`StopEvent`, wakes the server and waits, like all others, in the mailbox of its vCPU.
-
-To step off a breakpoint a thread goes alone, with this one left out, and only then the others follow: none of them can
-run past a breakpoint that is out of memory for a moment. Stops of several threads at a time are told one after another.
+What guest threads come upon stands in :mod:`rift_gdb.guest_side`; here the server's thread decides: it stops, inspects
+and resumes. To step off a breakpoint a thread goes alone, with this one left out, and only then the others follow:
+none of them can run past a breakpoint that is out of memory for a moment. Stops of several threads at a time are told
+one after another.
 """
 
 from __future__ import annotations
@@ -15,14 +13,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from rift_core.engine import Gate
-from rift_core.errors import RiftError, StateError
-from rift_core.exits import Resume, Stop
-from rift_gdb.breakpoints import NOTHING, Breakpoints
+from rift_core.errors import StateError
+from rift_core.exits import Stop
+from rift_gdb.breakpoints import NOTHING
 from rift_gdb.errors import INVALID, PacketError
-from rift_gdb.events import Events
-from rift_gdb.guest_thread import GuestThread
-from rift_gdb.inspection import STOP_SECONDS, Inspection
+from rift_gdb.guest_side import Ended, GuestSide
+from rift_gdb.inspection import STOP_SECONDS
 from rift_gdb.patches import Patches
 from rift_gdb.stops import GO, OVER, SIGINT, Plan, StopEvent
 
@@ -30,42 +26,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from concurrent.futures import Future
 
-    from rift_core.context import Context
     from rift_core.engine import Engine
-    from rift_core.exits import Exit, ExitResult
-    from rift_core.isa import GuestFault
     from rift_gdb.breakpoints import Arrangement
+    from rift_gdb.guest_thread import GuestThread
     from rift_gdb.memory import View
 
 
-class Ended:
-    """A run that is over: a thread's with its outcome, a call's without."""
-
-    def __init__(self, thread: GuestThread, outcome: Stop | BaseException | None) -> None:
-        self.thread = thread
-        self.outcome = outcome
-
-
-class Target(Inspection):
+class Target(GuestSide):
     """One machine under a debugger.
 
     :param wake: called, on any thread, when there is something for :meth:`collect`.
     """
 
     def __init__(self, engine: Engine, wake: Callable[[], None]) -> None:
-        super().__init__(engine)
-        self.breakpoints = Breakpoints(self.means, self._fits, self._levels)
-        self.engaged = False  # a debugger is there, or is to find what happens
-        self.running = True  # as the client sees it
-        self._gate = Gate(engine)
-        self._wake = wake
-        self._outcomes: dict[Context, Stop | BaseException] = {}
-        self._reports: deque[GuestThread | Ended] = deque()
+        super().__init__(engine, wake)
         self._patches = Patches(engine, self.debug.breakpoint)
-        self._arranged = NOTHING
         self._plans: dict[GuestThread, Plan] = {}
         self._over: deque[GuestThread] = deque()
-        self._events = Events(self)
         self._missed: Ended | None = None  # the end of a run while the client had everything stopped
         self._rest: Plan | None = None
 
@@ -194,12 +171,6 @@ class Target(Inspection):
             thread.told = None
         self._advance()
 
-    def _report(self, report: GuestThread | Ended | None) -> None:
-        if report is not None:
-            with self._lock:
-                self._reports.append(report)
-        self._wake()
-
     def _check_steps(self, plans: dict[GuestThread, Plan]) -> None:
         for thread, plan in plans.items():
             if plan.kind != "go" and not self.means.step[self.place(thread).privilege]:
@@ -313,64 +284,3 @@ class Target(Inspection):
         self.engaged = False
         self.engine.end_all(Stop(0, "killed"))
         self._gate.open()
-
-    # -- the guest threads' side -----------------------------------------------------------------
-
-    def run_started(self, context: Context) -> None:
-        """``rift_run_started``."""
-        with self._lock:
-            self._outcomes.pop(context, None)
-            thread = self._threads.get(context)
-            if thread is None:
-                thread = self._threads[context] = GuestThread(context, self.debug, self.means)
-            thread.stop = None
-            thread.plan = GO
-            thread.forget()
-        arranged = self._arranged if self.running and self.engaged else NOTHING
-        try:
-            thread.disarm()
-            if arranged is not NOTHING:
-                thread.arm(arranged)
-        except RiftError:
-            return
-
-    def run_outcome(self, context: Context, outcome: Stop | BaseException) -> None:
-        """``rift_thread_stopped``."""
-        with self._lock:
-            self._outcomes[context] = outcome
-
-    def run_ended(self, context: Context) -> None:
-        """``rift_run_ended``."""
-        with self._lock:
-            thread = self._threads.pop(context, None)
-            if thread is None:
-                return
-            ended = Ended(thread, self._outcomes.pop(context, None))
-        thread.disarm()
-        self._report(ended)
-
-    def answer(
-        self, context: Context, exit: Exit, fault: GuestFault | None, describe: Callable[[], RiftError]
-    ) -> ExitResult | None:
-        """``rift_exit_unanswered``: a breakpoint, a step, or a fault; None: not ours."""
-        if not self.engaged:
-            return None
-        with self._lock:
-            thread = self._threads.get(context)
-            if thread is None:
-                thread = self._threads[context] = GuestThread(context, self.debug, self.means)
-        stop = self._events.classify(thread, exit, fault, describe)
-        if stop is None:
-            return Resume()
-        thread.calm()
-        thread.stop = stop
-        thread.forget()
-        self._gate.close()
-        self._report(thread)
-        ending = context.serve()
-        if ending is not None:
-            return ending
-        if thread.deliver:
-            thread.deliver = False
-            return None
-        return Resume()

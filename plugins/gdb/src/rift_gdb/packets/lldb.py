@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TOP = 1 << 64
 _LARGEST_ALLOCATION = 1 << 24
+_MOST_PAGES = 4096  # of one region: LLDB asks for the rest
 _PROCESS = 1
 """The process id that is told: a real one would make LLDB look for that process's program on its own machine."""
 
@@ -149,9 +150,6 @@ def region_around(session: Session, view: View, address: int) -> tuple[int, int,
             break
         size += following_walk.page_size
     return start, size, walk
-
-
-_MOST_PAGES = 4096
 
 
 @packet("_M")

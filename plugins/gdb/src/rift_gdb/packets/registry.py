@@ -2,7 +2,7 @@
 
 A packet's name is its first character; for those that begin with ``q``, ``Q``, ``v``, ``j`` or ``_`` it is the word
 up to the first character that is no letter, with a ``?`` where there is one. What nobody answers is answered empty:
-"not supported".
+"not supported". A handler returns the answer's content, or None where it comes later, or never.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from rift_gdb.session import Session
 
     Handler = Callable[[Session, bytes], bytes | None]
-
-NO_ANSWER = None
-"""What a handler returns whose answer comes later, or never."""
 
 _WORDS = frozenset(b"qQvj_")
 _NAME = re.compile(rb"_[A-Za-z]|[A-Za-z]+\??")

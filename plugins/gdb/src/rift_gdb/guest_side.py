@@ -1,0 +1,119 @@
+"""What guest threads come upon, on their own host threads: runs that begin and end, breakpoints, steps, faults.
+
+A thread that stops closes the gate for everybody, leaves a :class:`~rift_gdb.stops.StopEvent`, wakes the server and
+waits, like all others, in the mailbox of its vCPU.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from rift_core.engine import Gate
+from rift_core.errors import RiftError
+from rift_core.exits import Resume
+from rift_gdb.breakpoints import NOTHING, Breakpoints
+from rift_gdb.events import Events
+from rift_gdb.guest_thread import GuestThread
+from rift_gdb.inspection import Inspection
+from rift_gdb.stops import GO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rift_core.context import Context
+    from rift_core.engine import Engine
+    from rift_core.exits import Exit, ExitResult, Stop
+    from rift_core.isa import GuestFault
+
+
+class Ended:
+    """A run that is over: a thread's with its outcome, a call's without."""
+
+    def __init__(self, thread: GuestThread, outcome: Stop | BaseException | None) -> None:
+        self.thread = thread
+        self.outcome = outcome
+
+
+class GuestSide(Inspection):
+    """The part of a :class:`~rift_gdb.target.Target` that guest threads call.
+
+    :param wake: called, on any thread, when there is something to be told.
+    """
+
+    def __init__(self, engine: Engine, wake: Callable[[], None]) -> None:
+        super().__init__(engine)
+        self.breakpoints = Breakpoints(self.means, self._fits, self._levels)
+        self.engaged = False  # a debugger is there, or is to find what happens
+        self.running = True  # as the client sees it
+        self._gate = Gate(engine)
+        self._wake = wake
+        self._outcomes: dict[Context, Stop | BaseException] = {}
+        self._reports: deque[GuestThread | Ended] = deque()
+        self._arranged = NOTHING
+        self._events = Events(self)
+
+    def _report(self, report: GuestThread | Ended | None) -> None:
+        if report is not None:
+            with self._lock:
+                self._reports.append(report)
+        self._wake()
+
+    def run_started(self, context: Context) -> None:
+        """``rift_run_started``."""
+        with self._lock:
+            self._outcomes.pop(context, None)
+            thread = self._threads.get(context)
+            if thread is None:
+                thread = self._threads[context] = GuestThread(context, self.debug, self.means)
+            thread.stop = None
+            thread.plan = GO
+            thread.forget()
+        arranged = self._arranged if self.running and self.engaged else NOTHING
+        try:
+            thread.disarm()
+            if arranged is not NOTHING:
+                thread.arm(arranged)
+        except RiftError:
+            return
+
+    def run_outcome(self, context: Context, outcome: Stop | BaseException) -> None:
+        """``rift_thread_stopped``."""
+        with self._lock:
+            self._outcomes[context] = outcome
+
+    def run_ended(self, context: Context) -> None:
+        """``rift_run_ended``."""
+        with self._lock:
+            thread = self._threads.pop(context, None)
+            if thread is None:
+                return
+            ended = Ended(thread, self._outcomes.pop(context, None))
+        thread.disarm()
+        self._report(ended)
+
+    def answer(
+        self, context: Context, exit: Exit, fault: GuestFault | None, describe: Callable[[], RiftError]
+    ) -> ExitResult | None:
+        """``rift_exit_unanswered``: a breakpoint, a step, or a fault; None: not ours."""
+        if not self.engaged:
+            return None
+        with self._lock:
+            thread = self._threads.get(context)
+            if thread is None:
+                thread = self._threads[context] = GuestThread(context, self.debug, self.means)
+        stop = self._events.classify(thread, exit, fault, describe)
+        if stop is None:
+            return Resume()
+        thread.calm()
+        thread.stop = stop
+        thread.forget()
+        self._gate.close()
+        self._report(thread)
+        ending = context.serve()
+        if ending is not None:
+            return ending
+        if thread.deliver:
+            thread.deliver = False
+            return None
+        return Resume()
