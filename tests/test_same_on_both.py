@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from places import require_place
 
 from rift_core import load_config
 from rift_core.exits import ExitKind
 from rift_core.testing.bench import DATA, DATA_SIZE, UNMAPPED, Bench
 from rift_core.testing.guests import DEVICE, DONE, guests_for
-from rift_core.testing.tools import plugin_module, require_backend, require_tool
+from rift_core.testing.tools import plugin_module, require_tool
 from rift_tools.comparison import compare
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ VALUE = 0xF1E2_D3C4_B5A6_9788
 @pytest.fixture(autouse=True)
 def both() -> None:
     for name in BACKENDS:
-        if "x86_64" not in require_backend(name).isas:
-            pytest.skip(f"backend {name} runs no x86-64 guests here")
+        require_place(name, "x86_64")
 
 
 @pytest.mark.parametrize("example", ["hello", "page_fault", "sandbox"])

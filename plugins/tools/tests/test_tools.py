@@ -15,7 +15,7 @@ from rift_core.cli import group
 from rift_core.config import load_config
 from rift_core.errors import ConfigError, UnsupportedError
 from rift_core.machine import open_machine
-from rift_core.testing.tools import require_backend, require_tool
+from rift_core.testing.tools import require_backend, require_capability, require_tool, skip_here
 from rift_tools.commands.compare import lines
 from rift_tools.comparison import compare
 from rift_tools.instructions import Decoder, Instruction
@@ -63,10 +63,10 @@ def run(*arguments: str) -> tuple[int, str, str]:
 # -- trace -------------------------------------------------------------------------------------------
 
 
-def traced(code: bytes, **options: Any) -> list[Step]:
-    """The steps of bare code on the emulator."""
+def traced(code: bytes, backend: str = "emulator", **options: Any) -> list[Step]:
+    """The steps of bare code."""
     steps: list[Step] = []
-    with open_machine(code=code, isa="x86_64", backend="emulator") as machine:
+    with open_machine(code=code, isa="x86_64", backend=backend) as machine:
         machine.extend("steps").follow(Tracer(machine.engine, steps.append, **options))
         try:
             machine.run()
@@ -83,6 +83,20 @@ def test_trace_tells_registers_and_memory() -> None:
     assert [(c.name, c.before, c.after) for c in steps[0].registers] == [("rax", 0, 5)]
     assert [(c.before, c.after) for c in steps[1].memory] == [(0, 5)]
     assert {c.name for c in steps[2].registers} == {"rbx", "rsp"}
+
+
+def test_trace_is_the_same_on_every_backend_that_can_step() -> None:
+    """What the guest's own instructions did: those of the built-in handlers are shown where the backend sees them."""
+    require_backend("emulator")
+    probe: ProbeResult = require_backend("kvm")
+    if "x86_64" not in probe.isas:
+        skip_here("this KVM runs no x86-64 guests")
+    require_capability("kvm", "x86_64", probe, "debug_single_step")
+    # mov eax, 5; again: push rax; pop rbx; dec eax; jnz again; nop
+    code = b"\xb8\x05\x00\x00\x00\x50\x5b\xff\xc8\x75\xfa\x90"
+    first, second = (traced(code, backend, limit=20, walks=True) for backend in ("kvm", "emulator"))
+    assert len(first) == 20
+    assert [step.as_json() for step in first] == [step.as_json() for step in second]
 
 
 def test_trace_tells_the_exception_and_why() -> None:
@@ -161,8 +175,10 @@ def test_a_guest_is_the_same_as_itself(payload: Path, instructions: bool) -> Non
 @pytest.mark.parametrize("instructions", [False, True])
 def test_kvm_and_emulator_do_the_same(payload: Path, instructions: bool) -> None:
     probe: ProbeResult = require_backend("kvm")
-    if "x86_64" not in probe.isas or (instructions and "debug_single_step" not in probe.capabilities):
-        pytest.skip("this KVM cannot be stepped, or runs no x86-64 guests")
+    if "x86_64" not in probe.isas:
+        skip_here("this KVM runs no x86-64 guests")
+    if instructions:
+        require_capability("kvm", "x86_64", probe, "debug_single_step")
     report = compare(*configurations(payload, "kvm", "emulator"), instructions=instructions)
     assert report.difference is None, report
 

@@ -25,6 +25,7 @@ SOURCES = [
     "emulator_aarch64_memory.c",
     "emulator_aarch64_registers.c",
     "emulator_aarch64_state.c",
+    "emulator_aarch64_traps.c",
     "emulator_x86_64.c",
     "emulator_x86_64_delivery.c",
     "emulator_x86_64_hooks.c",

@@ -52,6 +52,7 @@ BRANCH = 0xD61F_0020  # br x1
 ADD, BRANCH_OVER = 0x9100_0400, 0x1400_0002  # add x0, x0, #1; b .+8
 FADD, LOAD_VECTOR, READ_FPCR = 0x1E61_2800, 0x3DC0_0020, 0xD53B_4400  # fadd d0, d0, d1; ldr q0, [x1]; mrs x0, fpcr
 WRITE_CPACR = 0xD518_1040  # msr cpacr_el1, x0
+WRITE_SCTLR, SCTLR_A = 0xD518_1002, 1 << 1  # msr sctlr_el1, x2
 READ_LEVEL, READ_STACK = 0xD538_4240, 0x9100_03E2  # mrs x0, currentel; mov x2, sp
 SELECT_SP0, SELECT_SP1 = 0xD500_40BF, 0xD500_41BF  # msr spsel, #0 and #1
 FLAGS = 0xF << 28
@@ -228,6 +229,48 @@ class ExceptionTests:
     def test_guest_switches_floating_point_on_and_off(self, machine: Machine) -> None:
         machine.finish(WRITE_CPACR, FADD, x0=CPACR, cpacr_el1=0)
         assert machine.fault(FADD, WRITE_CPACR, FADD, x0=0).elr == CODE + 8
+
+    @pytest.mark.parametrize(
+        ("instruction", "offset", "fault", "write"),
+        [
+            (LOAD, 4, 4, 0),
+            (STORE, 4, 4, WRITE),
+            (0x7940_0020, 1, 1, 0),  # ldrh w0, [x1]
+            (0xF940_0420, 1, 9, 0),  # ldr x0, [x1, #8]
+            (0xF85F_D020, 8, 5, 0),  # ldur x0, [x1, #-3]
+            (0xF840_1420, 2, 2, 0),  # ldr x0, [x1], #1
+            (0xF81F_DC20, 8, 5, WRITE),  # str x0, [x1, #-3]!
+            (0xF862_7820, 1, 9, 0),  # ldr x0, [x1, x2, lsl #3]
+            (0xA940_8C20, 4, 12, 0),  # ldp x0, x3, [x1, #8]
+            (0xA900_8C20, 4, 12, WRITE),  # stp x0, x3, [x1, #8]
+            (0xC85F_7C20, 4, 4, 0),  # ldxr x0, [x1]
+            (0xFD40_0020, 4, 4, 0),  # ldr d0, [x1]
+            (LOAD_VECTOR, 8, 8, 0),
+        ],
+    )
+    @pytest.mark.parametrize("user", [False, True], ids=["el1", "el0"])
+    def test_access_that_is_not_aligned(
+        self, machine: Machine, user: bool, instruction: int, offset: int, fault: int, write: int
+    ) -> None:
+        """SCTLR_EL1.A, at both levels."""
+        data = USER_DATA if user else DATA
+        frame = machine.fault(NOP, instruction, user=user, x1=data + offset, x2=1, sctlr_el1=SCTLR | SCTLR_A)
+        assert (frame.cls, frame.iss & 0x7F) == (0x24 if user else 0x25, 0x21 | write)
+        assert (frame.far, frame.elr) == (data + fault, (USER_CODE if user else CODE) + 4)
+        assert machine.register("x1") == data + offset
+
+    @pytest.mark.parametrize(
+        ("instruction", "offset"),
+        [(LOAD, 8), (STORE, 0), (0x3940_0020, 1), (0xA940_8C20, 8), (LOAD_VECTOR, 16), (0xF840_1420, 8)],
+    )  # the third: ldrb w0, [x1]
+    def test_access_that_is_aligned(self, machine: Machine, instruction: int, offset: int) -> None:
+        machine.finish(NOP, instruction, x1=DATA + offset, sctlr_el1=SCTLR | SCTLR_A)
+
+    def test_guest_asks_for_alignment_and_gives_it_up(self, machine: Machine) -> None:
+        machine.finish(LOAD, x1=DATA + 4)
+        frame = machine.fault(LOAD, WRITE_SCTLR, NOP, LOAD, x1=DATA + 4, x0=0, x2=SCTLR | SCTLR_A)
+        assert (frame.cls, frame.elr, frame.far) == (0x25, CODE + 12, DATA + 4)
+        machine.finish(WRITE_SCTLR, NOP, LOAD, x1=DATA + 4, x2=SCTLR, sctlr_el1=SCTLR | SCTLR_A)
 
     def test_exception_in_the_vectors(self, machine: Machine) -> None:
         # It never ends: each abort is the next one.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from rift_core import doorbell
 from rift_core.backend import Watchpoint
 from rift_core.capabilities import unknown
 from rift_core.errors import HypervisorError, StateError, UnsupportedError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from rift_core.backend import VCpu
 
 VALUE = 0xA5A5_0F0F_1234_8001
+FAULT = doorbell.DEFAULT_ADDRESS + doorbell.FAULT
 _PATTERN = int.from_bytes(bytes(range(0x11, 0x11 + 64)), "little")
 _FREE_GROUPS = frozenset({"general", "vector"})  # registers that take any value
 
@@ -220,6 +223,35 @@ class KickTests:
                 reply = value = sent * 3
         kicker.join()
         assert not missed
+
+    def test_coinciding_with_a_user_call(self, bench: Bench) -> None:
+        """Kicks around the first instructions of a run, one of which leaves user mode: it happens all the same."""
+        g = bench.guests
+        arguments = (0x11, 0x22, 0x33, 0x44, 0x55, 0x66)
+        vcpu = bench.vcpu(g.user_call(0x99, arguments) + g.invalid(), privilege="user")
+        start = vcpu.save()
+        over = threading.Event()
+
+        def kick_now_and_then() -> None:
+            while not over.wait(0.0001):
+                vcpu.kick()
+
+        kicker = Worker(kick_now_and_then)
+        interrupted = 0
+        until = time.monotonic() + 2
+        try:
+            while interrupted < 3000 and time.monotonic() < until:
+                vcpu.restore(start)
+                while (exit := vcpu.run()).kind is ExitKind.INTERRUPTED:
+                    interrupted += 1
+                if exit.address == FAULT:
+                    assert bench.isa.read_fault(vcpu, bench, exit) is None, bench.describe(vcpu, exit)
+                call = bench.isa.read_user_call(vcpu, bench, exit)
+                assert (call.kind, call.address, call.info) == (ExitKind.USER_CALL, 0x99, arguments)
+        finally:
+            over.set()
+            kicker.join()
+        assert interrupted
 
 
 class OwnershipTests:

@@ -91,9 +91,12 @@ struct arm {
     uint32_t target;              /* the register that the open read goes to; 31: none */
     uint64_t undo_pc;             /* where the open access is, for an exception in its place */
     unicorn_hook reads;           /* MRS is looked at. 0: it is not */
-    unicorn_hook trap;            /* floating point traps: every instruction is looked at. 0: it does not */
-    uint32_t trapped;             /* it has: the exception comes with the next entry */
-    uint32_t trap_levels;         /* bit n: it does at exception level n */
+    unicorn_hook trap;            /* every instruction is looked at: emulator_aarch64_traps.c. 0: it is not */
+    uint32_t trap_levels;         /* bit n: floating point traps at exception level n */
+    uint32_t trap_alignment;      /* data accesses must be aligned */
+    uint32_t trapped;             /* one has: this exception comes with the next entry */
+    uint32_t trap_syndrome;
+    uint64_t trap_address;
 };
 
 /* -- the engine's state: emulator_aarch64_state.c ------------------------------------------------------- */
@@ -130,6 +133,13 @@ void arm_raise(struct rift_emulator_cpu *cpu, uint32_t syndrome, uint64_t addres
 /* An exit of the instruction at `pc`, which is over at `next`. Returns enum rift_emulator_verdict; unless it is REPEAT,
  * the program counter is at `next`. */
 int arm_give(struct rift_emulator_cpu *cpu, struct rift_exit *exit, uint64_t pc, uint64_t next);
+
+/* -- traps that the engine lacks: emulator_aarch64_traps.c ------------------------------------------------ */
+
+/* Looks at every instruction, or no longer, as the guest's registers have it. Outside of the engine. */
+void arm_watch_traps(struct rift_emulator_cpu *cpu);
+/* Whether writing register `id` of the engine to this system register changes that. */
+int arm_traps_change(struct rift_emulator_cpu *cpu, uint32_t number, int id);
 
 /* -- calls to the host: emulator_aarch64_calls.c --------------------------------------------------------- */
 

@@ -102,55 +102,7 @@ static int waits(const struct arm *arm) {
     return arm->pending_exception >= 0 || arm->pending_interrupt >= 0;
 }
 
-/* -- floating point traps ------------------------------------------------------------------------------ */
-
-/* CPACR_EL1.FPEN: the engine does not look at it. */
-static uint32_t trap_levels(uint64_t cpacr) {
-    switch (cpacr >> 20 & 3) {
-    case 3:
-        return 0;
-    case 1:
-        return 1u << 0;
-    default:
-        return 1u << 0 | 1u << 1;
-    }
-}
-
-/* Encodings: C4.1; and FPCR and FPSR, S3_3_C4_C4_0 and _1. */
-static int uses_vectors(uint32_t instruction) {
-    uint32_t group = instruction >> 25 & 15;
-    if ((group & 7) == 7 || ((group & 5) == 4 && (instruction >> 26 & 1)))
-        return 1;
-    return (instruction & 0xFFDFFFC0) == 0xD51B4400;
-}
-
-static void every_instruction(struct unicorn *engine, uint64_t pc, uint32_t size, void *context) {
-    struct rift_emulator_cpu *cpu = context;
-    struct arm *arm = cpu->state;
-    uint32_t instruction;
-    (void)engine;
-    (void)size;
-    if (cpu->leaving || !(arm->trap_levels >> ((arm_pstate(cpu) & PSTATE_EL) >> 2) & 1) ||
-        arm_fetch(cpu, pc, &instruction) || !uses_vectors(instruction))
-        return;
-    /* Not here: the engine puts the program counter back behind such a hook. */
-    arm->trapped = 1;
-    rift_emulator_leave(cpu);
-}
-
-static void watch_vectors(struct rift_emulator_cpu *cpu) {
-    struct arm *arm = cpu->state;
-    arm->trap_levels = trap_levels(arm_system(cpu, ARM_CPACR_EL1));
-    if ((arm->trap_levels != 0) == (arm->trap != 0))
-        return;
-    if (arm->trap_levels) {
-        unicorn.hook_add(cpu->engine, &arm->trap, UNICORN_HOOK_CODE, (void *)every_instruction, cpu, 1, 0);
-    } else {
-        unicorn.hook_del(cpu->engine, arm->trap);
-        arm->trap = 0;
-    }
-    rift_emulator_code_flush((struct rift_emulator_vcpu *)cpu);
-}
+/* -- system registers ---------------------------------------------------------------------------------- */
 
 static uint32_t number_of(const struct unicorn_system_register *target) {
     return ARM_SYSTEM_REGISTER(target->op0, target->op1, target->crn, target->crm, target->op2);
@@ -164,7 +116,7 @@ static uint32_t system_write(struct unicorn *engine, int id, const struct unicor
     if (cpu->leaving || !(arm_pstate(cpu) & PSTATE_EL))
         return 0;
     const uint32_t number = number_of(target);
-    if (number == ARM_CPACR_EL1 && trap_levels(arm_register(cpu, id)) != arm->trap_levels)
+    if (arm_traps_change(cpu, number, id))
         rift_emulator_leave(cpu); /* after it */
     if (number != ARM_MDSCR_EL1 || !arm->armed)
         return 0;
@@ -188,11 +140,10 @@ static uint32_t system_read(struct unicorn *engine, int id, const struct unicorn
 int arm_arm(struct rift_emulator_cpu *cpu, uint64_t *pc) {
     struct arm *arm = cpu->state;
     cpu->stepping &= ~(uint32_t)RIFT_EMULATOR_STEP_WINDOW;
-    watch_vectors(cpu);
+    arm_watch_traps(cpu);
     if (arm->trapped) {
         arm->trapped = 0;
-        /* CV, and the condition "always" */
-        raise_only(cpu, (uint32_t)EC_FLOATING_POINT << ESR_EC_SHIFT | ESR_IL | 0x1Eu << 20, 0);
+        raise_only(cpu, arm->trap_syndrome, arm->trap_address);
         if ((cpu->stepping & RIFT_EMULATOR_STEP_USER) &&
             rift_emulator_stepped(cpu, arm_register(cpu, UNICORN_ARM_PC)) != RIFT_EMULATOR_GO_ON)
             return RIFT_EMULATOR_LEAVE;

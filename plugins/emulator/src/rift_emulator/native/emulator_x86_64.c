@@ -34,7 +34,7 @@ static int setup(struct rift_emulator_cpu *cpu, struct rift_error *error) {
         return rift_emulator_engine_error(error, status, "uc_mem_map_ptr");
     if (prime(cpu, error))
         return -1;
-    if (x86_hooks(cpu, error) || x86_port_hooks(cpu, error) || x86_syscall_hooks(cpu, error))
+    if (x86_hooks(cpu, error) || x86_syscall_hooks(cpu, error) || x86_port_hooks(cpu, error)) /* in this order */
         return -1;
     x86_load(cpu);
     x86_intercept(cpu->context);

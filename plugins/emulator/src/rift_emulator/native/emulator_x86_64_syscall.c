@@ -99,6 +99,8 @@ static void sysenter_hook(struct unicorn *engine, void *context) {
     go_to(cpu, msr(cpu, MSR_SYSENTER_EIP), length);
 }
 
+/* Before any other hook of instructions, SYSCALL's first: once a stop is on its way, the engine asks the first hook of
+ * its list only, whatever instruction that one is for, and then skips the instruction. */
 int x86_syscall_hooks(struct rift_emulator_cpu *cpu, struct rift_error *error) {
     enum { INSTRUCTION_SYSCALL = 699, INSTRUCTION_SYSENTER = 700 };
     unicorn_hook hook;
