@@ -40,7 +40,8 @@ def zig(request: pytest.FixtureRequest) -> Iterator[list[str]]:
         if session().required:
             pytest.fail(f"--rift-require: {sentence}; {remedy}", pytrace=False)
         session().skip(sentence, remedy)
-    cache = str(request.config.cache.mkdir("zig")) if request.config.cache else None
+    kept = getattr(request.config, "cache", None)  # none under -p no:cacheprovider
+    cache = str(kept.mkdir("zig")) if kept else None
     with pytest.MonkeyPatch.context() as patch:
         if cache:
             patch.setenv("ZIG_GLOBAL_CACHE_DIR", cache)
