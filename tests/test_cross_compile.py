@@ -40,7 +40,7 @@ def zig(request: pytest.FixtureRequest) -> Iterator[list[str]]:
         if session().required:
             pytest.fail(f"--rift-require: {sentence}; {remedy}", pytrace=False)
         session().skip(sentence, remedy)
-    kept = getattr(request.config, "cache", None)  # not there without pytest's plugin for it
+    kept = getattr(request.config, "cache", None)  # none under -p no:cacheprovider
     cache = str(kept.mkdir("zig")) if kept else None
     with pytest.MonkeyPatch.context() as patch:
         if cache:

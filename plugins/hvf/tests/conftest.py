@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,8 @@ from rift_core.testing.tools import require_tool, session, skip_here
 sys.path.insert(0, str(Path(__file__).parent))  # for stand_in_build: importlib mode does not do it
 
 import stand_in_build
+
+import rift_hvf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,3 +129,29 @@ def old_stand_in(request: pytest.FixtureRequest, stand_in_folder: Path, monkeypa
     path = stand_in_build.build(stand_in_folder, f"old-{request.param}", sources, flags)
     monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(path))
     return StandIn(path, request.param)
+
+
+KEPT = {"x86_64": ["hv_vcpu_invalidate_tlb"], "aarch64": ["sys_icache_invalidate"]}
+"""The engines of the stand-ins remember what these make the CPU forget."""
+
+
+def required() -> list[str]:
+    """The functions that the backend says it cannot do without."""
+    source = Path(rift_hvf.__file__).with_name("native") / "hvf_framework.c"
+    return re.findall(r'"(hv_\w+)", \w+, 1\)', source.read_text())
+
+
+@pytest.fixture(params=("x86_64", "aarch64"))
+def bare(request: pytest.FixtureRequest, stand_in_folder: Path) -> Iterator[StandIn]:
+    """A stand-in that exports nothing else."""
+    request.getfixturevalue(f"{request.param}_stand_in")  # skips where it cannot be had
+    exported = "; ".join([*required(), *KEPT[request.param], "rift_*"])
+    script = stand_in_folder / f"bare-{request.param}.map"
+    script.write_text(f"{{ global: {exported}; local: *; }};")
+    sources, flags = stand_in_build.X86_64, (f"-Wl,--version-script={script}",)
+    if request.param == "aarch64":
+        sources, flags = stand_in_build.ARM64, (*flags, *stand_in_build.unicorn_flags(require_package("unicorn")))
+    stand_in = StandIn(stand_in_build.build(stand_in_folder, f"bare-{request.param}", sources, flags), request.param)
+    stand_in.control("reset")
+    yield stand_in
+    assert stand_in.violations == 0

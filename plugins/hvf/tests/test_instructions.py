@@ -63,7 +63,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if platform.machine() != "x86_64":
         skip_here("the CPU to compare with is not an x86-64 one")
     path = tmp_path_factory.mktemp("native") / "instructions.so"
-    sources = [NATIVE / "hvf_x86_64_instruction.c", NATIVE / "hvf_x86_64_arithmetic.c", HELPER]
+    names = ("hvf_x86_64_instruction.c", "hvf_x86_64_encoding.c", "hvf_x86_64_arithmetic.c")
+    sources = [*(NATIVE / name for name in names), HELPER]
     flags = ["-shared", "-fPIC", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
     subprocess.run(["gcc", *flags, "-o", path, *sources], check=True)
     loaded = ctypes.CDLL(str(path))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import re
+import importlib
+import io
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import life
 import pytest
 import stand_in_build
-from conftest import StandIn, require_package
 
-import rift_hvf
+from rift_core import open_machine
 from rift_core.errors import HypervisorError
+from rift_core.exits import ExitKind
+from rift_core.testing.tools import require_tool
 from rift_hvf import HvfConfig
 from rift_hvf.framework import open_framework
 from rift_hvf.probe import _probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from conftest import StandIn
 
     from rift_core.backend import ProbeResult
 
@@ -81,32 +86,6 @@ def test_the_counter_goes_on_where_its_msr_is_not_native(x86_64: StandIn) -> Non
         assert 1 << 62 < one.register("tsc") < (1 << 62) + (1 << 40)
 
 
-KEPT = {"x86_64": ["hv_vcpu_invalidate_tlb"], "aarch64": ["sys_icache_invalidate"]}
-"""The stand-ins' own engines remember what these make the CPU forget."""
-
-
-def required() -> list[str]:
-    """The functions that the backend says it cannot do without."""
-    source = Path(rift_hvf.__file__).with_name("native") / "hvf_framework.c"
-    return re.findall(r'"(hv_\w+)", \w+, 1\)', source.read_text())
-
-
-@pytest.fixture(params=("x86_64", "aarch64"))
-def bare(request: pytest.FixtureRequest, stand_in_folder: Path) -> Iterator[StandIn]:
-    """A stand-in that exports nothing else."""
-    request.getfixturevalue(f"{request.param}_stand_in")  # skips where it cannot be had
-    exported = "; ".join([*required(), *KEPT[request.param], "rift_*"])
-    script = stand_in_folder / f"bare-{request.param}.map"
-    script.write_text(f"{{ global: {exported}; local: *; }};")
-    sources, flags = stand_in_build.X86_64, (f"-Wl,--version-script={script}",)
-    if request.param == "aarch64":
-        sources, flags = stand_in_build.ARM64, (*flags, *stand_in_build.unicorn_flags(require_package("unicorn")))
-    stand_in = StandIn(stand_in_build.build(stand_in_folder, f"bare-{request.param}", sources, flags), request.param)
-    stand_in.control("reset")
-    yield stand_in
-    assert stand_in.violations == 0
-
-
 def test_a_framework_with_nothing_to_spare(bare: StandIn) -> None:
     """The functions that are looked up one by one may all be missing: what needs them is missing then, and says so."""
     assert not open_framework(str(bare.path)).has("hv_vcpu_run_until")
@@ -125,3 +104,59 @@ def test_a_framework_with_nothing_to_spare(bare: StandIn) -> None:
         name = "xmm0" if bare.isa == "x86_64" else "v0"
         with pytest.raises(HypervisorError, match=f"{name}|simd"):
             one.register(name)
+
+
+GUEST = """
+#include <rift_guest.h>
+
+uint64_t visits;
+
+int main(void) {
+    rift_printf("hello from %s\\n", rift_privilege_name());
+    return 0;
+}
+
+int add(int left, int right) {
+    ++visits;
+    return left + right;
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def other(stand_in_folder: Path, aarch64_stand_in: StandIn) -> Path:
+    """A framework that has nothing in common with the first stand-in but the facts."""
+    flags = stand_in_build.unicorn_flags(Path(importlib.import_module("unicorn").__file__).parent)
+    return stand_in_build.build(stand_in_folder, "other-arm64", ("other_arm64.c",), flags)
+
+
+def test_another_stand_in(other: Path) -> None:
+    with life.Life(other, "aarch64") as one:
+        for _ in range(3):
+            assert one.sum() == life.TOTAL
+        one.vcpu.park()
+        one.vcpu.adopt()
+        assert one.sum() == life.TOTAL
+        one.put(life.FOREVER["aarch64"])
+        threading.Timer(0.05, one.vcpu.kick).start()
+        assert one.vcpu.run().kind is ExitKind.INTERRUPTED
+    result = _probe(HvfConfig(framework=str(other)))
+    assert result.available, result.reason
+    assert {"hypercall_exit", "halt_exit", "readonly_memory"} <= result.capabilities
+
+
+def test_a_machine_on_another_stand_in(other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "guest.c"
+    source.write_text(GUEST)
+    configuration = {
+        "binary": {"path": str(source)}, "isa": {"name": "aarch64"},
+        "backend": {"name": "hvf", "framework": str(other)},
+    }  # fmt: skip
+    require_tool("clang")
+    monkeypatch.setenv("RIFT_CC", "clang")
+    console = io.StringIO()
+    with open_machine(configuration, console=console) as machine:
+        assert machine.run(timeout=30).status == 0
+        assert [machine.call("add", at, 2) for at in range(5)] == [2, 3, 4, 5, 6]
+        assert machine.symbol("visits").view().cast("Q")[0] == 5
+    assert console.getvalue() == "hello from EL1\n"

@@ -840,3 +840,12 @@ def test_random_exits_do_no_harm(script: Script) -> None:
             exit = script.run(rng.getrandbits(64))
             if exit.raw_reason == NO_MORE:
                 break
+
+
+def test_a_new_run_forgets_an_event_whose_entry_did_not_come_about(script: Script) -> None:
+    script.exit(12, length=1)
+    script.field(F_EVENT, event(UD))
+    assert script.run().kind is ExitKind.HALT
+    script.vcpu.drop_events()
+    script.run_out()
+    assert script.delivered == 0

@@ -115,7 +115,7 @@ static int setup(struct rift_hvf_cpu *cpu, struct rift_error *error) {
         calls->set_vtimer_mask(cpu->id, false);
     arm->timer_masked = 0;
     arm->open = ARM_OPEN_NOTHING;
-    arm->flush = 1; /* the VM may have had other page tables before */
+    cpu->flush = 1; /* the VM may have had other page tables before */
     return rift_hvf_arm_apply_debug(cpu, error);
 }
 

@@ -87,10 +87,8 @@ struct rift_hvf_arm {
     uint32_t target;       /* the open access's register, 31: none */
     uint32_t size;         /* its bytes */
     uint32_t extend;       /* sign-extend to: 0 nothing, 4, 8 bytes */
-    uint32_t flush;        /* a register that translation depends on was changed by the host */
     uint32_t timer_masked; /* a timer exit has masked the timer, until the guest has dealt with it */
-    uint32_t repeats;      /* how often the same exit has led straight back into the guest */
-    uint64_t repeated_ipa, repeated_pc;
+    struct rift_hvf_repeats repeats;
     uint32_t interrupt;       /* one that waits: 1 IRQ, 2 FIQ, 0 none */
     uint32_t watches_vectors; /* breakpoints tell when it arrives, ... */
     uint64_t vector;          /* ... at this address, or 0x200 or 0x400 further */

@@ -38,11 +38,6 @@ static int run(struct rift_hvf_cpu *cpu, struct rift_error *error) {
 
 int rift_hvf_arm_enter(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     struct rift_hvf_arm *arm = arm_of(cpu);
-    if (arm->flush) {
-        arm->flush = 0;
-        if (rift_hvf_arm_flush(cpu, error))
-            return -1;
-    }
     if ((arm->interrupt || arm->watches_vectors) && rift_hvf_arm_offer_interrupt(cpu, error))
         return -1;
     if ((arm->timer_masked && look_after_timer(cpu, error)) || (arm->debug_step && prepare_step(cpu, error)))
@@ -68,7 +63,8 @@ static int run_to_end(struct rift_hvf_cpu *cpu, uint64_t code, struct rift_error
         if (exit->reason == HV_EXIT_EXCEPTION && (exit->syndrome >> 26 & 0x3F) == EC_HVC &&
             pc == code + sizeof(forget_code))
             return 0;
-        if (exit->reason == HV_EXIT_EXCEPTION && !IS_ABORT(exit->syndrome))
+        const int abort = exit->reason == HV_EXIT_EXCEPTION && IS_ABORT(exit->syndrome);
+        if (exit->reason != HV_EXIT_CANCELED && exit->reason != HV_EXIT_VTIMER && !abort)
             return rift_hvf_fail(error, EPROTO, "tlbi");
         if (exit->reason == HV_EXIT_VTIMER)
             arm_of(cpu)->timer_masked = 1;

@@ -14,9 +14,6 @@
 #define ABORT_SIGN_EXTEND (1u << 21)
 #define ABORT_DESCRIBED (1u << 24)
 
-/* An access that memory of ours allows, and that comes again and again, will come for ever. */
-#define MOST_REPEATS 100000u
-
 #define NO_REGISTER 31
 
 static const struct rift_hvf_arm_exit *info_of(const struct rift_hvf_cpu *cpu) {
@@ -28,10 +25,6 @@ int rift_hvf_arm_advance(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     cpu->stepped = arm->debug_step;
     cpu->step_address = arm->pc + 4;
     return rift_hvf_arm_set(cpu, HV_PC, arm->pc + 4, error);
-}
-
-static uint64_t mask_of(uint32_t size) {
-    return size >= 8 ? ~UINT64_C(0) : (UINT64_C(1) << 8 * size) - 1;
 }
 
 /* A general register, of which number 31 reads as 0. */
@@ -54,15 +47,7 @@ static int memory_fault(struct rift_hvf_cpu *cpu, struct rift_exit *exit, uint64
 /* Nothing to see: memory that the hypervisor had yet to give. */
 static int enter_again(struct rift_hvf_cpu *cpu, uint64_t ipa, struct rift_exit *exit) {
     struct rift_hvf_arm *arm = arm_of(cpu);
-    if (arm->repeated_ipa != ipa || arm->repeated_pc != arm->pc) {
-        arm->repeated_ipa = ipa;
-        arm->repeated_pc = arm->pc;
-        arm->repeats = 0;
-    }
-    if (++arm->repeats < MOST_REPEATS)
-        return RIFT_HVF_REENTER;
-    arm->repeats = 0;
-    return memory_fault(cpu, exit, ipa);
+    return rift_hvf_memory_repeats(&arm->repeats, ipa, arm->pc) ? memory_fault(cpu, exit, ipa) : RIFT_HVF_REENTER;
 }
 
 /* -- accesses without memory --------------------------------------------------------------------------------- */
@@ -81,7 +66,7 @@ static int decode_device(struct rift_hvf_cpu *cpu, uint64_t ipa, struct rift_exi
     if (write) {
         if (read_general(cpu, arm->target, &exit->value, error))
             return -1;
-        exit->value &= mask_of(arm->size);
+        exit->value &= rift_hvf_mask(arm->size);
     }
     arm->open = write ? ARM_OPEN_STORE : ARM_OPEN_LOAD;
     cpu->open = 1;
@@ -212,10 +197,10 @@ int rift_hvf_arm_decode(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct
 }
 
 static uint64_t extended(const struct rift_hvf_arm *arm, uint64_t value) {
-    value &= mask_of(arm->size);
+    value &= rift_hvf_mask(arm->size);
     if (!arm->extend || !(value >> (8 * arm->size - 1)))
         return value;
-    return (value | ~mask_of(arm->size)) & mask_of(arm->extend);
+    return (value | ~rift_hvf_mask(arm->size)) & rift_hvf_mask(arm->extend);
 }
 
 int rift_hvf_arm_complete(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_exit *exit, struct rift_error *error) {

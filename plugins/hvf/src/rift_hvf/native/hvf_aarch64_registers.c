@@ -140,13 +140,12 @@ static int read_one(const struct rift_hvf_cpu *cpu, const struct rift_hvf_regist
 
 static int write_system(struct rift_hvf_cpu *cpu, const struct rift_hvf_register *row, uint64_t value,
                         struct rift_error *error) {
-    struct rift_hvf_arm *arm = arm_of(cpu);
     uint64_t old;
     if (row->group == ARM_TABLES) {
         if (read_system(cpu, row, &old, error))
             return -1;
         if (old != value)
-            arm->flush = 1;
+            cpu->flush = 1;
     }
     return rift_hvf_arm_system_set(cpu, row->place, value, error) ? rift_hvf_fail(error, error->code, row->name) : 0;
 }

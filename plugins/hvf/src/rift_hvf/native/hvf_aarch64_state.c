@@ -188,7 +188,7 @@ int rift_hvf_arm_restore(struct rift_hvf_cpu *cpu, const void *buffer, size_t by
         cpu->framework->arm.set_vtimer_offset(cpu->id, state.timer_offset);
     arm->interrupt = state.interrupt <= 2 ? state.interrupt : 0;
     arm->open = ARM_OPEN_NOTHING;
-    arm->flush = 1;
+    cpu->flush = 1;
     cpu->open = 0;
     return 0;
 }

@@ -39,6 +39,7 @@ struct rift_hvf_cpu {
     uint32_t index;  /* its number in Rift */
     uint32_t flags;  /* enum rift_hvf_flag */
     uint32_t open;   /* 1: the last exit waits for `complete`; set by `decode`, cleared by `complete` */
+    uint32_t flush;  /* 1: translations must be forgotten before the next entry, by `flush` */
     uint32_t stepped; /* 1: an instruction was carried out here while the host steps: a DEBUG exit comes next ... */
     uint64_t step_address; /* ... with this program counter */
     uint64_t wait_ns;      /* of RIFT_HVF_WAIT */

@@ -55,6 +55,12 @@ struct rift_hvf_seat {
     struct rift_hvf_vcpu *occupant; /* NULL: its vCPU was closed by another thread */
 };
 
+/* How often the same access to memory that is there has led straight back into the guest. */
+struct rift_hvf_repeats {
+    uint32_t count;
+    uint64_t gpa, pc;
+};
+
 #define RIFT_HVF_DEFERRED 64
 
 struct rift_hvf_vcpu {
@@ -75,6 +81,11 @@ struct rift_hvf_vcpu {
     struct rift_hvf_vcpu *next;
 };
 
+/* The bits of a number of `size` bytes, at most 8. */
+static inline uint64_t rift_hvf_mask(uint32_t size) {
+    return size >= 8 ? ~UINT64_C(0) : (UINT64_C(1) << 8 * size) - 1;
+}
+
 /* Fills in the error; returns -1. */
 int rift_hvf_fail(struct rift_error *error, int code, const char *operation);
 
@@ -90,6 +101,9 @@ void rift_hvf_seat_abandon(struct rift_hvf_vcpu *vcpu);                        /
 void *rift_hvf_memory_find(struct rift_hvf_vm *vm, uint64_t gpa, uint64_t bytes, uint32_t permissions);
 /* The permissions of the region at `gpa`; 0: there is none. */
 uint32_t rift_hvf_memory_permissions(struct rift_hvf_vm *vm, uint64_t gpa);
+
+/* Counts one more. Returns 1 if it has come so often in a row that it will come for ever, else 0. */
+int rift_hvf_memory_repeats(struct rift_hvf_repeats *repeats, uint64_t gpa, uint64_t pc);
 
 /* A page of the VM at the end of the guest-physical addresses that holds `code`, made at the first call. */
 int rift_hvf_memory_service(struct rift_hvf_vm *vm, const void *code, size_t bytes, uint64_t *gpa,

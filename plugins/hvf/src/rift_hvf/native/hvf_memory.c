@@ -8,6 +8,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* Hypervisors show the first touch of a page, and what they have not made up their mind about, a few times. */
+#define MOST_REPEATS 100000u
+
 /* The first region that ends above `gpa`; region_count if none does. Under the lock. */
 static uint32_t position(const struct rift_hvf_vm *vm, uint64_t gpa) {
     uint32_t low = 0, high = vm->region_count;
@@ -42,6 +45,15 @@ uint32_t rift_hvf_memory_permissions(struct rift_hvf_vm *vm, uint64_t gpa) {
     uint32_t permissions = region ? region->permissions : 0;
     pthread_mutex_unlock(&vm->lock);
     return permissions;
+}
+
+int rift_hvf_memory_repeats(struct rift_hvf_repeats *repeats, uint64_t gpa, uint64_t pc) {
+    if (repeats->gpa != gpa || repeats->pc != pc)
+        *repeats = (struct rift_hvf_repeats){.gpa = gpa, .pc = pc};
+    if (++repeats->count < MOST_REPEATS)
+        return 0;
+    repeats->count = 0;
+    return 1;
 }
 
 /* Room for one more region. */

@@ -64,10 +64,15 @@ static int enter_once(struct rift_hvf_vcpu *vcpu) {
         atomic_store(&control->in_guest, 0);
         return CUT_SHORT;
     }
-    if (atomic_load(&control->flush)) {
+    if (vcpu->cpu.flush || atomic_load(&control->flush)) { /* outside: who wants the owner out need not hurry it */
         atomic_store(&control->in_guest, 0);
         atomic_store(&control->flush, 0);
-        return vcpu->binding->flush(&vcpu->cpu, error) ? -1 : AGAIN;
+        vcpu->cpu.flush = 0;
+        if (vcpu->binding->flush(&vcpu->cpu, error)) {
+            vcpu->cpu.flush = 1;
+            return -1;
+        }
+        return AGAIN;
     }
     int entered = vcpu->binding->enter(&vcpu->cpu, error);
     atomic_store(&control->in_guest, 0);

@@ -45,8 +45,7 @@ struct rift_hvf_x86 {
     uint32_t interrupt;            /* vector of an external interrupt that waits; 0: none */
     uint32_t no_deadlines;         /* hv_vcpu_run_until is there, and does not work on this CPU */
     uint32_t window;               /* an exit is asked for when the guest takes interrupts */
-    uint32_t repeats;              /* how often the same exit has led straight back into the guest */
-    uint64_t repeated_gpa, repeated_rip;
+    struct rift_hvf_repeats repeats;
     /* the open access */
     uint32_t open;                 /* enum x86_open */
     uint32_t open_size, open_msr;

@@ -6,10 +6,6 @@
 
 #define PAGE UINT64_C(0x1000)
 
-static uint64_t mask_of(uint32_t size) {
-    return size >= 8 ? ~UINT64_C(0) : (UINT64_C(1) << 8 * size) - 1;
-}
-
 /* Adds `bytes` at `gpa`, all on one page. */
 static void add_parts(struct rift_hvf_x86 *x86, uint64_t gpa, uint32_t offset, uint32_t bytes) {
     while (bytes) {
@@ -103,7 +99,7 @@ int rift_hvf_x86_access_read(struct rift_hvf_cpu *cpu, struct rift_exit *exit) {
 void rift_hvf_x86_access_answer(struct rift_hvf_cpu *cpu, uint64_t value) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
     const struct x86_part *part = &x86->parts[x86->part_next++];
-    value &= mask_of(part->size);
+    value &= rift_hvf_mask(part->size);
     memcpy(place_of(x86, part), &value, part->size);
 }
 

@@ -68,7 +68,9 @@ int rift_hvf_x86_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rif
 
 void rift_hvf_x86_drop_events(struct rift_hvf_cpu *cpu) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
+    struct rift_error ignored;
     x86->event = 0;
+    rift_hvf_x86_vmwrite(cpu, VMCS_CTRL_VMENTRY_IRQ_INFO, 0, &ignored); /* given, and the entry did not come about */
     x86->interrupt = 0; /* the interrupt window closes at the next entry */
 }
 

@@ -3,122 +3,13 @@
  * The hypervisor says where an access went, but neither how long its instruction is nor which register takes part.
  * Only what compilers and drivers use on devices is known here; anything else is refused, which the caller reports
  * with the instruction's bytes. Encodings: Intel SDM volume 2, 2.1 (format), appendix A (opcode maps). */
-#include "hvf_x86_64_instruction.h"
+#include "hvf_x86_64_encoding.h"
 
 #include "hvf_x86_64_constants.h"
 
 #include <string.h>
 
-/* What is left of the instruction's bytes, and its prefixes. */
-struct stream {
-    const uint8_t *code;
-    uint32_t bytes, at;
-    uint8_t rex, operand16, address32, rep, repne, lock;
-    uint8_t segment; /* NO_REGISTER: the default of the operand */
-    uint8_t short_of_bytes;
-};
-
-static uint8_t next(struct stream *stream) {
-    if (stream->at >= stream->bytes) {
-        stream->short_of_bytes = 1;
-        return 0;
-    }
-    return stream->code[stream->at++];
-}
-
-/* A little-endian number of 1, 2, 4 or 8 bytes, sign-extended. */
-static uint64_t next_signed(struct stream *stream, uint32_t size) {
-    uint64_t value = 0;
-    for (uint32_t at = 0; at < size; ++at)
-        value |= (uint64_t)next(stream) << 8 * at;
-    if (size < 8 && value >> (8 * size - 1))
-        value |= ~UINT64_C(0) << 8 * size;
-    return value;
-}
-
-/* Legacy prefixes and REX, which counts only directly before the opcode. Returns the opcode's first byte. */
-static uint8_t read_prefixes(struct stream *stream) {
-    for (;;) {
-        uint8_t byte = next(stream);
-        switch (byte) {
-        case 0x66:
-            stream->operand16 = 1;
-            break;
-        case 0x67:
-            stream->address32 = 1;
-            break;
-        case 0x26: /* ES, CS, SS, DS: their bases are 0 in 64-bit mode */
-        case 0x2E:
-        case 0x36:
-        case 0x3E:
-            break;
-        case 0x64:
-            stream->segment = SEGMENT_FS;
-            break;
-        case 0x65:
-            stream->segment = SEGMENT_GS;
-            break;
-        case 0xF0:
-            stream->lock = 1;
-            break;
-        case 0xF2:
-            stream->repne = 1;
-            stream->rep = 0;
-            break;
-        case 0xF3:
-            stream->rep = 1;
-            stream->repne = 0;
-            break;
-        default:
-            if ((byte & 0xF0) != 0x40)
-                return byte;
-            stream->rex = byte;
-            byte = next(stream);
-            if ((byte & 0xF0) != 0x40 && byte != 0x66 && byte != 0x67 && byte != 0xF0 && byte != 0xF2 &&
-                byte != 0xF3 && byte != 0x26 && byte != 0x2E && byte != 0x36 && byte != 0x3E && byte != 0x64 &&
-                byte != 0x65)
-                return byte;
-            stream->rex = 0; /* it was not the last prefix */
-            stream->at -= !stream->short_of_bytes;
-            break;
-        }
-        if (stream->short_of_bytes)
-            return 0;
-    }
-}
-
-/* ModRM, SIB and displacement: SDM volume 2, 2.1.5 and 2.2.1. Returns the reg field without REX.R; -1: the operand
- * is a register. */
-static int read_memory_operand(struct stream *stream, struct x86_instruction *instruction) {
-    uint8_t modrm = next(stream);
-    uint32_t mode = modrm >> 6, rm = modrm & 7;
-    if (mode == 3)
-        return -1;
-    uint32_t displacement = mode == 1 ? 1 : mode == 2 ? 4 : 0;
-    instruction->base = (uint8_t)(rm | (stream->rex & 1) << 3);
-    instruction->index = NO_REGISTER;
-    if (rm == 4) {
-        uint8_t sib = next(stream);
-        uint8_t index = (uint8_t)((sib >> 3 & 7) | (stream->rex & 2) << 2);
-        if (index != 4)
-            instruction->index = index;
-        instruction->scale = sib >> 6;
-        instruction->base = (uint8_t)((sib & 7) | (stream->rex & 1) << 3);
-        if ((sib & 7) == 5 && mode == 0) {
-            instruction->base = NO_REGISTER;
-            displacement = 4;
-        }
-    } else if (rm == 5 && mode == 0) {
-        instruction->base = NO_REGISTER;
-        instruction->rip_relative = 1;
-        displacement = 4;
-    }
-    if (displacement)
-        instruction->displacement = next_signed(stream, displacement);
-    return modrm >> 3 & 7;
-}
-
-static void set_register(struct x86_instruction *instruction, const struct stream *stream, int reg) {
+static void set_register(struct x86_instruction *instruction, const struct x86_encoding *stream, int reg) {
     instruction->reg = (uint8_t)((uint32_t)reg | (stream->rex & 4) << 1);
     if (instruction->width == 1 && !stream->rex && reg >= 4) {
         instruction->reg = (uint8_t)(reg - 4);
@@ -127,11 +18,11 @@ static void set_register(struct x86_instruction *instruction, const struct strea
 }
 
 /* Size of a word operand: 2, 4 or 8 bytes. */
-static uint8_t word_size(const struct stream *stream) {
+static uint8_t word_size(const struct x86_encoding *stream) {
     return stream->rex & 8 ? 8 : stream->operand16 ? 2 : 4;
 }
 
-static void set_size(struct x86_instruction *instruction, const struct stream *stream, int byte) {
+static void set_size(struct x86_instruction *instruction, const struct x86_encoding *stream, int byte) {
     instruction->size = instruction->width = byte ? 1 : word_size(stream);
 }
 
@@ -139,10 +30,10 @@ static void set_size(struct x86_instruction *instruction, const struct stream *s
 static const uint8_t arithmetic[8] = {OP_ADD, OP_OR, OP_ADC, OP_SBB, OP_AND, OP_SUB, OP_XOR, OP_COMPARE};
 
 /* An opcode with a memory operand and a register. */
-static int with_register(struct stream *stream, struct x86_instruction *instruction, uint32_t operation,
+static int with_register(struct x86_encoding *stream, struct x86_instruction *instruction, uint32_t operation,
                          uint32_t direction, int byte) {
     set_size(instruction, stream, byte);
-    int reg = read_memory_operand(stream, instruction);
+    int reg = rift_hvf_x86_memory_operand(stream, instruction);
     if (reg < 0)
         return -1;
     set_register(instruction, stream, reg);
@@ -152,18 +43,19 @@ static int with_register(struct stream *stream, struct x86_instruction *instruct
 }
 
 /* A memory operand and an immediate of `bytes`, after the reg field, which the caller looks at. */
-static int with_immediate(struct stream *stream, struct x86_instruction *instruction, int byte, int short_immediate) {
+static int with_immediate(struct x86_encoding *stream, struct x86_instruction *instruction, int byte,
+                          int short_immediate) {
     set_size(instruction, stream, byte);
-    int reg = read_memory_operand(stream, instruction);
+    int reg = rift_hvf_x86_memory_operand(stream, instruction);
     if (reg < 0)
         return -1;
     uint32_t size = short_immediate ? 1 : instruction->size > 4 ? 4 : instruction->size;
-    instruction->immediate = next_signed(stream, size);
+    instruction->immediate = rift_hvf_x86_next_signed(stream, size);
     instruction->direction = TO_MEMORY_FROM_IMMEDIATE;
     return reg;
 }
 
-static int decode_string(const struct stream *stream, struct x86_instruction *instruction, uint32_t operation,
+static int decode_string(const struct x86_encoding *stream, struct x86_instruction *instruction, uint32_t operation,
                          int byte) {
     set_size(instruction, stream, byte);
     instruction->operation = (uint8_t)operation;
@@ -172,21 +64,21 @@ static int decode_string(const struct stream *stream, struct x86_instruction *in
 }
 
 /* MOV between the accumulator and an absolute address of 8 bytes (4 with an address-size prefix). */
-static int decode_absolute(struct stream *stream, struct x86_instruction *instruction, uint8_t opcode) {
+static int decode_absolute(struct x86_encoding *stream, struct x86_instruction *instruction, uint8_t opcode) {
     set_size(instruction, stream, !(opcode & 1));
     instruction->operation = opcode & 2 ? OP_STORE : OP_LOAD;
     instruction->base = instruction->index = NO_REGISTER;
-    instruction->displacement = next_signed(stream, stream->address32 ? 4 : 8);
+    instruction->displacement = rift_hvf_x86_next_signed(stream, stream->address32 ? 4 : 8);
     if (stream->address32)
         instruction->displacement &= 0xFFFFFFFF;
     return 0;
 }
 
 /* Group 3 (TEST, NOT, NEG) and groups 4 and 5 (INC, DEC). */
-static int decode_unary(struct stream *stream, struct x86_instruction *instruction, uint8_t opcode) {
-    struct stream before = *stream;
+static int decode_unary(struct x86_encoding *stream, struct x86_instruction *instruction, uint8_t opcode) {
+    struct x86_encoding before = *stream;
     set_size(instruction, stream, !(opcode & 1));
-    int reg = read_memory_operand(stream, instruction);
+    int reg = rift_hvf_x86_memory_operand(stream, instruction);
     if (opcode >= 0xFE) {
         instruction->operation = reg == 0 ? OP_INCREMENT : OP_DECREMENT;
         return reg == 0 || reg == 1 ? 0 : -1;
@@ -202,7 +94,7 @@ static int decode_unary(struct stream *stream, struct x86_instruction *instructi
     return with_immediate(stream, instruction, !(opcode & 1), 0) < 0 ? -1 : 0;
 }
 
-static int decode_one_byte(struct stream *stream, struct x86_instruction *instruction, uint8_t opcode) {
+static int decode_one_byte(struct x86_encoding *stream, struct x86_instruction *instruction, uint8_t opcode) {
     int reg;
     if (opcode < 0x40 && (opcode & 7) < 4) /* the 8 operations, to memory and to the register */
         return with_register(stream, instruction, arithmetic[opcode >> 3],
@@ -270,8 +162,8 @@ static int decode_one_byte(struct stream *stream, struct x86_instruction *instru
 }
 
 /* A vector load or store of `size` bytes. */
-static int with_vector(struct stream *stream, struct x86_instruction *instruction, int store, uint8_t size) {
-    int reg = read_memory_operand(stream, instruction);
+static int with_vector(struct x86_encoding *stream, struct x86_instruction *instruction, int store, uint8_t size) {
+    int reg = rift_hvf_x86_memory_operand(stream, instruction);
     if (reg < 0)
         return -1;
     instruction->reg = (uint8_t)((uint32_t)reg | (stream->rex & 4) << 1);
@@ -282,7 +174,7 @@ static int with_vector(struct stream *stream, struct x86_instruction *instructio
 }
 
 /* The moves of SSE and SSE2; which one it is depends on the prefix: SDM volume 2, table A-3. */
-static int decode_vector(struct stream *stream, struct x86_instruction *instruction, uint8_t opcode) {
+static int decode_vector(struct x86_encoding *stream, struct x86_instruction *instruction, uint8_t opcode) {
     const int none = !stream->operand16 && !stream->rep && !stream->repne;
     const int wide = none || (stream->operand16 && !stream->rep && !stream->repne);
     switch (opcode) {
@@ -313,15 +205,15 @@ static int decode_vector(struct stream *stream, struct x86_instruction *instruct
     }
 }
 
-static int decode_two_byte(struct stream *stream, struct x86_instruction *instruction) {
+static int decode_two_byte(struct x86_encoding *stream, struct x86_instruction *instruction) {
     static const uint8_t bit_operations[4] = {OP_BIT_TEST, OP_BIT_SET, OP_BIT_RESET, OP_BIT_COMPLEMENT};
-    uint8_t opcode = next(stream);
+    uint8_t opcode = rift_hvf_x86_next_byte(stream);
     int reg;
     if (opcode >= 0x90 && opcode <= 0x9F) { /* SETcc */
         instruction->size = instruction->width = 1;
         instruction->operation = OP_STORE_FLAG;
         instruction->condition = opcode & 15;
-        return read_memory_operand(stream, instruction) < 0 ? -1 : 0;
+        return rift_hvf_x86_memory_operand(stream, instruction) < 0 ? -1 : 0;
     }
     switch (opcode) {
     case 0xB6: /* MOVZX, MOVSX */
@@ -382,10 +274,10 @@ static int may_be_locked(const struct x86_instruction *instruction) {
 }
 
 int rift_hvf_x86_instruction(const uint8_t *code, uint32_t bytes, struct x86_instruction *instruction) {
-    struct stream stream = {.code = code, .bytes = bytes > 15 ? 15 : bytes, .segment = NO_REGISTER};
+    struct x86_encoding stream = {.code = code, .bytes = bytes > 15 ? 15 : bytes, .segment = NO_REGISTER};
     memset(instruction, 0, sizeof(*instruction));
     instruction->base = instruction->index = NO_REGISTER;
-    uint8_t opcode = read_prefixes(&stream);
+    uint8_t opcode = rift_hvf_x86_prefixes(&stream);
     int status = opcode == 0x0F ? decode_two_byte(&stream, instruction) : decode_one_byte(&stream, instruction, opcode);
     if (stream.short_of_bytes)
         return bytes < 15 ? 1 : -1;

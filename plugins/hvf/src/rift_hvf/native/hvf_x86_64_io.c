@@ -7,27 +7,23 @@
 
 enum { IO_IN = 1 << 3, IO_STRING = 1 << 4 };
 
-static uint64_t mask_of(uint32_t size) {
-    return size >= 8 ? ~UINT64_C(0) : (UINT64_C(1) << 8 * size) - 1;
-}
-
 int rift_hvf_x86_read_operand(const struct rift_hvf_cpu *cpu, uint32_t encoding, uint32_t width, int high,
                               uint64_t *value, struct rift_error *error) {
     if (rift_hvf_x86_get(cpu, rift_hvf_x86_general(encoding), value, error))
         return -1;
-    *value = *value >> (high ? 8 : 0) & mask_of(width);
+    *value = *value >> (high ? 8 : 0) & rift_hvf_mask(width);
     return 0;
 }
 
 int rift_hvf_x86_write_operand(const struct rift_hvf_cpu *cpu, uint32_t encoding, uint32_t width, int high,
                                uint64_t value, struct rift_error *error) {
     uint32_t number = rift_hvf_x86_general(encoding), shift = high ? 8 : 0;
-    value &= mask_of(width);
+    value &= rift_hvf_mask(width);
     if (width < 4) {
         uint64_t old;
         if (rift_hvf_x86_get(cpu, number, &old, error))
             return -1;
-        value = (old & ~(mask_of(width) << shift)) | value << shift;
+        value = (old & ~(rift_hvf_mask(width) << shift)) | value << shift;
     }
     return rift_hvf_x86_set(cpu, number, value, error);
 }
@@ -39,7 +35,7 @@ static int step_pointer(const struct rift_hvf_cpu *cpu, uint32_t number, const s
     if (rift_hvf_x86_get(cpu, number, &value, error))
         return -1;
     value = rflags & RFLAGS_DF ? value - instruction->size : value + instruction->size;
-    return rift_hvf_x86_set(cpu, number, value & mask_of(instruction->address_size), error);
+    return rift_hvf_x86_set(cpu, number, value & rift_hvf_mask(instruction->address_size), error);
 }
 
 int rift_hvf_x86_string_step(struct rift_hvf_cpu *cpu, const struct x86_instruction *instruction, int source,
@@ -52,7 +48,7 @@ int rift_hvf_x86_string_step(struct rift_hvf_cpu *cpu, const struct x86_instruct
     if (instruction->repeated) {
         if (rift_hvf_x86_get(cpu, HV_RCX, &count, error))
             return -1;
-        count = (count - 1) & mask_of(instruction->address_size);
+        count = (count - 1) & rift_hvf_mask(instruction->address_size);
         if (rift_hvf_x86_set(cpu, HV_RCX, count, error))
             return -1;
         if (count)
@@ -70,7 +66,7 @@ int rift_hvf_x86_string_address(const struct rift_hvf_cpu *cpu, const struct x86
     if (number == HV_RSI && instruction->segment != SEGMENT_DS &&
         rift_hvf_x86_vmread(cpu, VMCS_GUEST_ES_BASE + 2u * instruction->segment, &base, error))
         return -1;
-    *linear = base + (*linear & mask_of(instruction->address_size));
+    *linear = base + (*linear & rift_hvf_mask(instruction->address_size));
     return 0;
 }
 

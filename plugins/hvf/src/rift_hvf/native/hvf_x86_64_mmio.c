@@ -10,9 +10,6 @@
 
 enum { EPT_READ = 1, EPT_WRITE = 2, EPT_FETCH = 4, EPT_LINEAR_VALID = 1 << 7, EPT_TRANSLATED = 1 << 8 };
 
-/* An access that memory of ours allows, and that comes again and again, will come for ever. */
-#define MOST_REPEATS 100000u
-
 int rift_hvf_x86_cannot(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct rift_error *error) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
     uint8_t code[15];
@@ -84,10 +81,6 @@ static int stored_value(struct rift_hvf_cpu *cpu, uint64_t words[2], struct rift
 
 /* -- finishing an instruction -------------------------------------------------------------------------------- */
 
-static uint64_t mask_of(uint32_t size) {
-    return size >= 8 ? ~UINT64_C(0) : (UINT64_C(1) << 8 * size) - 1;
-}
-
 static int advance(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     const struct x86_instruction *instruction = &x86_of(cpu)->instruction;
     if (is_string(instruction->operation))
@@ -148,7 +141,7 @@ static int finish_read(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct 
         break;
     case OP_LOAD_SIGNED:
         if (value >> (8 * instruction->size - 1))
-            value |= ~mask_of(instruction->size);
+            value |= ~rift_hvf_mask(instruction->size);
         status = rift_hvf_x86_write_operand(cpu, instruction->reg, instruction->width, 0, value, error);
         break;
     case OP_LOAD_STRING:
@@ -260,14 +253,8 @@ static int begin(struct rift_hvf_cpu *cpu, uint64_t gpa, struct rift_exit *exit,
 /* Nothing to see: a page that is touched for the first time. */
 static int enter_again(struct rift_hvf_cpu *cpu, uint64_t gpa, struct rift_exit *exit) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
-    if (x86->repeated_gpa != gpa || x86->repeated_rip != x86->rip) {
-        x86->repeated_gpa = gpa;
-        x86->repeated_rip = x86->rip;
-        x86->repeats = 0;
-    }
-    if (++x86->repeats < MOST_REPEATS)
+    if (!rift_hvf_memory_repeats(&x86->repeats, gpa, x86->rip))
         return RIFT_HVF_REENTER;
-    x86->repeats = 0;
     x86->event = 0;
     return memory_fault(cpu, exit, gpa);
 }
