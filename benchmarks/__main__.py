@@ -33,6 +33,7 @@ BENCHMARKS = {
     "debugger_registers": debugger.registers,
     "debugger_words": debugger.words,
     "debugger_memory": debugger.memory,
+    "debugger_fresh_memory": debugger.fresh_memory,
     "debugger_exit": debugger.exit_cost,
     "emulator_loop": emulator.registers,
     "emulator_memory": emulator.memory,

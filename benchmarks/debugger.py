@@ -27,6 +27,9 @@ EXITS = 1000
 PACKETS = 2000
 MEMORY_PACKETS = 200
 PIECE = 0x4000  # bytes of memory in one packet
+PIECE_PROMISE = f"Rift <= {PIECE / 50e6 * 1e6:.0f} us"  # 50 MB/s
+FRESH = 0x4_0000_0000
+FRESH_SIZE = 0x20_0000
 ANSWER_LIMIT = 1 << 20
 
 
@@ -82,7 +85,10 @@ def debugged() -> Iterator[tuple[Machine, Asked]]:
         yield machine, client
 
 
-def _compare(name: str, what: str, content: bytes, count: int, pairs: int, promise: str, client: Asked) -> Result:
+def _compare(
+    name: str, what: str, content: bytes, pairs: int, promise: str, client: Asked, once: Callable[[Asked, int], float]
+) -> Result:
+    """``once``: seconds of one round trip, by a client and the size of the answers; ``content`` is answered alike."""
     answer = client.ask(content)
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     server = debugger_library().debugger_serve(there.fileno(), answer, len(answer))
@@ -91,8 +97,7 @@ def _compare(name: str, what: str, content: bytes, count: int, pairs: int, promi
     twin = Asked(here)
     try:
         return compare(
-            name, what,
-            lambda: client.time(content, count, len(answer)), lambda: twin.time(content, count, len(answer)),
+            name, what, lambda: once(client, len(answer)), lambda: once(twin, len(answer)),
             pairs=pairs, promise=promise,
         )  # fmt: skip
     finally:
@@ -105,7 +110,8 @@ def registers(pairs: int) -> Result:
     """A register of a stopped thread: ``p``."""
     with debugged() as (_, client):
         return _compare(
-            "debugger_registers", "debugger: a p packet", b"p10", PACKETS, pairs, "Rift <= 50 us", client
+            "debugger_registers", "debugger: a p packet", b"p10", pairs, "Rift <= 50 us", client,
+            lambda asked, size: asked.time(b"p10", PACKETS, size),
         )  # fmt: skip
 
 
@@ -113,17 +119,37 @@ def words(pairs: int) -> Result:
     """Eight bytes of memory: ``m``."""
     with debugged() as (machine, client):
         content = b"m%x,8" % machine.thread().entry
-        return _compare("debugger_words", "debugger: an m packet", content, PACKETS, pairs, "Rift <= 50 us", client)
+        return _compare(
+            "debugger_words", "debugger: an m packet", content, pairs, "Rift <= 50 us", client,
+            lambda asked, size: asked.time(content, PACKETS, size),
+        )  # fmt: skip
 
 
 def memory(pairs: int) -> Result:
-    """Memory in bulk: ``m`` with as much as goes into a packet, hexadecimal."""
+    """Memory in bulk, which was read before since the guest has stopped: ``m``, hexadecimal."""
     with debugged() as (machine, client):
         content = b"m%x,%x" % (machine.load_code(NOP * PIECE), PIECE)
-        seconds = PIECE / 50e6
         return _compare(
-            "debugger_memory", f"debugger: {PIECE >> 10} KiB of memory", content, MEMORY_PACKETS, pairs,
-            f"Rift <= {seconds * 1e6:.0f} us", client,
+            "debugger_memory", f"debugger: {PIECE >> 10} KiB of memory", content, pairs, PIECE_PROMISE, client,
+            lambda asked, size: asked.time(content, MEMORY_PACKETS, size),
+        )  # fmt: skip
+
+
+def fresh_memory(pairs: int) -> Result:
+    """The same of memory that is read for the first time: every page is looked up in the guest's page tables."""
+    with debugged() as (machine, client):
+        machine.map(FRESH, FRESH_SIZE, "rw", largest_page=machine.isa.page_sizes[0])
+        machine.write_virtual(FRESH, NOP * FRESH_SIZE)
+        contents = [b"m%x,%x" % (at, PIECE) for at in range(FRESH, FRESH + FRESH_SIZE, PIECE)]
+
+        def once(asked: Asked, size: int) -> float:
+            if asked is client:
+                asked.ask(b"M%x,1:90" % FRESH)  # what is known of memory is forgotten
+            return sum(asked.time(content, 1, size) for content in contents) / len(contents)
+
+        return _compare(
+            "debugger_fresh_memory", f"debugger: {PIECE >> 10} KiB of memory, the first time", contents[0], pairs,
+            PIECE_PROMISE, client, once,
         )  # fmt: skip
 
 

@@ -87,6 +87,8 @@ def test_builds_a_payload(linker: int, isa: str, entry: str | None, source: Path
     assert first.address == (0x400000 if entry is None else 0x200000 if linker >= 15 else 0x100000000)
     permissions = {segment.name: segment.permissions for segment in binary.segments}
     assert permissions["__TEXT"] == Permission.READ | Permission.EXECUTE
+    if linker > 14:  # older ones do not say that it shall be sealed
+        assert permissions["__DATA_CONST"] == Permission.READ
     assert not any(p & Permission.WRITE and p & Permission.EXECUTE for p in permissions.values())
     assert int.from_bytes(image_bytes(binary, address(binary, "table"), 8), "little") == address(binary, "one")
     assert image_bytes(binary, address(binary, "counter"), 4) == b"\7\0\0\0"
@@ -135,6 +137,15 @@ def test_general_registers_only(isa: str, source: Path, tmp_path: Path) -> None:
         build(source, tmp_path / "guest", isa, format="macho")
     binary = load(build(source, tmp_path / "guest", isa, format="macho", simd=True).path)
     assert binary.symbols.find("half") is not None
+
+
+def test_code_is_for_every_cpu_of_the_isa(linker: int, source: Path, tmp_path: Path) -> None:
+    """Unless the payload asks for more: Apple's own default is the M1."""
+    newer = "#if defined(__ARM_FEATURE_ATOMICS) || defined(__ARM_FEATURE_DOTPROD)\n#error newer than Armv8.0\n#endif\n"
+    source.write_text(newer + GUEST)
+    build(source, tmp_path / "guest", "aarch64", format="macho")
+    with pytest.raises(BuildError, match="newer than Armv8"):
+        build(source, tmp_path / "guest", "aarch64", format="macho", options=["-mcpu=apple-m1"])
 
 
 def test_base_entry_doorbell_and_options(linker: int, source: Path, tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from places import places, require_place
 
 from rift_core import Machine, build_macho, load_config, open_machine
 from rift_core.build import BuildError, Target, isa_sources
 from rift_core.catalog import Catalog
-from rift_core.testing.tools import require_backend, require_tool, session
+from rift_core.testing.tools import require_tool, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,18 +29,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 STAND_IN = ROOT / "plugins" / "hvf" / "tests" / "stand_in_build.py"
-ISAS = ("x86_64", "aarch64")
 FORMATS = ("elf", "macho")
 
 RESULTS: dict[tuple[str, str], tuple[str, Any]] = {}
 """By example and ISA: the first combination, and what it gave."""
-
-
-def places() -> list[tuple[str, str]]:
-    """Backend and ISA of each binding that is installed, without the fake, which knows few instructions."""
-    catalog = Catalog.installed()
-    names = sorted(entry.info.name for entry in catalog.of_kind("backend") if entry.info.name != "fake")
-    return [(name, isa) for name in names for isa in ISAS if catalog.has("binding", f"{name}/{isa}")]
 
 
 def module_of(path: Path, name: str) -> Any:
@@ -85,8 +78,7 @@ def place(
         if path is None:
             session().skip(f"there is no stand-in for Hypervisor.framework of {isa}")
         monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(path))
-    if isa not in require_backend(backend).isas:
-        session().skip(f"backend {backend} runs no {isa} code here")
+    require_place(backend, isa)
     try:
         build_macho.find_compiler(Target.read(isa, isa_sources(isa)), "clang")
     except BuildError as error:

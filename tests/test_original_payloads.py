@@ -1,6 +1,6 @@
 """AArch64 payloads in the layout of the C library that Rift takes after: no runtime of Rift's, a linker script that
 puts code, constants and data at fixed places with 256 MiB of .bss, vectors of their own under the name
-``interrupt_table``, and PSCI's SYSTEM_OFF for an end."""
+``interrupt_table``, and PSCI's SYSTEM_OFF for an end. Those for x86-64 are in test_own_linker_script.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from places import places, require_place
 
 from rift_core import load_config, open_machine
-from rift_core.testing.tools import require_isa, require_payload_compiler
+from rift_core.testing.tools import require_payload_compiler
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,12 +90,20 @@ void test(void) {
 @pytest.fixture(params=["gcc", "clang"])
 def compiler(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """The command of an AArch64 compiler."""
-    require_isa("aarch64")
     return require_payload_compiler("aarch64", request.param).command
 
 
+@pytest.fixture(params=[backend for backend, _ in places("aarch64")])
+def backend(request: pytest.FixtureRequest) -> str:
+    """A backend that runs AArch64 code here."""
+    require_place(request.param, "aarch64")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("flags", [("-fPIE", "-pie"), ("-fno-pie", "-no-pie")], ids=["pie", "static"])
-def test_payload_runs_to_its_power_off(compiler: tuple[str, ...], flags: tuple[str, ...], tmp_path: Path) -> None:
+def test_payload_runs_to_its_power_off(
+    backend: str, compiler: tuple[str, ...], flags: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "payload.ld").write_text(SCRIPT)
     (tmp_path / "payload.c").write_text(SOURCE)
     (tmp_path / "vectors.S").write_text(VECTORS)
@@ -104,6 +113,7 @@ def test_payload_runs_to_its_power_off(compiler: tuple[str, ...], flags: tuple[s
     config = load_config(
         {
             "binary": {"path": str(tmp_path / "payload")},
+            "backend": {"name": backend},
             "threads": [{"name": "main", "entry": "test", "vectors": "interrupt_table"}],
             "limits": {"wall_time": 60},
         }

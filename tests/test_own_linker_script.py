@@ -7,20 +7,20 @@ segment end where the next one is to start.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from machine_code import ISA
+from places import places, require_place
 
 from rift_core import GuestFaultError, Machine, open_machine
-from rift_core.testing.tools import only_where, require_machine, require_tool, session
+from rift_core.testing.tools import require_tool, session, skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-pytestmark = only_where(ISA == "x86_64", "the payload is one for x86-64")
 
 SOURCE = Path(__file__).parent / "payloads" / "own_linker_script"
 BUFFER = 256 << 20
@@ -42,9 +42,15 @@ def payload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return build_elf(folder) if request.param == "elf" else build_macho(folder)
 
 
+def tool(name: str, package: str) -> str:
+    """A compiler or linker, which a host of another ISA need not have."""
+    if ISA != "x86_64" and shutil.which(name) is None:
+        skip_here(f"{name} is not here to make payloads for x86-64")
+    return require_tool(name, package=package)
+
+
 def build_elf(folder: Path) -> Path:
-    gcc = require_tool("gcc")
-    require_tool("ld", package="binutils")
+    gcc = tool("gcc" if ISA == "x86_64" else "x86_64-linux-gnu-gcc", "gcc")
     output = folder / "payload"
     command = [
         gcc, "-O2", "-std=gnu11", "-Wall", "-Wextra", "-ffreestanding", "-nostdlib", "-static", "-no-pie", "-fno-pic",
@@ -57,10 +63,10 @@ def build_elf(folder: Path) -> Path:
 
 
 def build_macho(folder: Path) -> Path:
-    clang = require_tool("clang")
+    clang = tool("clang", "clang")
     linkers = {name for path in os.get_exec_path() for name in map(str, Path(path).glob("ld64.lld*"))}
     versions = {int(name.rpartition("-")[2]): name for name in linkers if name.rpartition("-")[2].isdigit()}
-    linker = require_tool(versions[max(versions)] if versions else "ld64.lld", package="lld (its ld64.lld)")
+    linker = tool(versions[max(versions)] if versions else "ld64.lld", "lld (its ld64.lld)")
     if versions and max(versions) < 15:
         session().skip("this linker cannot place __TEXT", "install the package lld-19")
     (folder / "filling.s").write_text(FILLING)
@@ -83,13 +89,14 @@ def build_macho(folder: Path) -> Path:
     return folder / "payload"
 
 
-@pytest.fixture
-def open_payload(payload: Path) -> Callable[..., Machine]:
-    """A machine for it; further keys of its thread may be given."""
+@pytest.fixture(params=[backend for backend, _ in places("x86_64")])
+def open_payload(request: pytest.FixtureRequest, payload: Path) -> Callable[..., Machine]:
+    """A machine for it on each backend that runs x86-64 code here; further keys of its thread may be given."""
+    require_place(request.param, "x86_64")
 
     def opened(**keys: Any) -> Machine:
         thread = {"name": "main", "entry": "test", "vectors": "interrupt_table", **keys}
-        return require_machine(lambda: open_machine({"binary": {"path": str(payload)}, "threads": [thread]}))
+        return open_machine({"binary": {"path": str(payload)}, "backend": {"name": request.param}, "threads": [thread]})
 
     return opened
 

@@ -58,7 +58,11 @@ def test_a_finding_ends_the_run(tmp_path: Path) -> None:
     if not preload:
         skip_here("gcc comes without libasan and libubsan", "install the package gcc")
     source = tmp_path / "wrong.c"
-    source.write_text("#include <stdlib.h>\nvoid wrong(void) { char *p = malloc(8); p[8] = 1; free(p); }\n")
+    # A size that is known would let UndefinedBehaviorSanitizer speak first; a store that is dead would vanish.
+    source.write_text(
+        "#include <stdlib.h>\n"
+        "void wrong(void) { volatile size_t n = 8; volatile char *p = malloc(n); p[n] = 1; free((void *)p); }\n"
+    )
     library = tmp_path / "wrong.so"
     subprocess.run([gcc, *tool.FLAGS.split(), "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     program = f"import ctypes; ctypes.CDLL({str(library)!r}).wrong(); print('went on')"

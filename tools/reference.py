@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rift_core.backend import CpuFeatures
 from rift_core.capabilities import CAPABILITIES
 from rift_core.catalog import Catalog
 from rift_core.cli import group
@@ -24,8 +25,11 @@ from rift_core.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rift_core.isa import Register
+    from rift_core.isa_debug import BitField, DebugView
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/configuration.md", "docs/capabilities.md", "docs/command-line.md")
+PAGES = ("docs/configuration.md", "docs/capabilities.md", "docs/command-line.md", "docs/registers.md")
 _PART = re.compile(r"(<!-- made by tools/reference\.py: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -161,6 +165,67 @@ def capabilities() -> str:
     return "\n".join(["| name | what it says |", "| --- | --- |", *rows, ""])
 
 
+# -- registers ---------------------------------------------------------------------------------------
+
+
+def registers() -> str:
+    """What debuggers see of each ISA's register table, part by part of its target description."""
+    parts = []
+    for entry in Catalog.installed().of_kind("isa"):
+        isa = entry.module.rift_isa(entry.info.config(), CpuFeatures())
+        parts.append(f"## {isa.name}\n")
+        shown: dict[str, list[tuple[DebugView, Register]]] = {}
+        for register in isa.registers:
+            if register.debug is not None:
+                shown.setdefault(register.debug.feature, []).append((register.debug, register))
+        for feature, rows in shown.items():
+            lines = [_register_row(run) for run in _alike(rows)]
+            head = ["| register | bits | what | bits by name |", "| --- | --- | --- | --- |"]
+            parts.append("\n".join([f"### `{feature}`", "", *head, *lines, ""]))
+    return "\n".join(parts)
+
+
+def _alike(rows: list[tuple[DebugView, Register]]) -> Iterator[list[tuple[DebugView, Register]]]:
+    """Neighbours of which there is nothing to say but their names, or that differ by a number only, go together."""
+    run: list[tuple[DebugView, Register]] = []
+    for row in rows:
+        if run and _shape(*row) != _shape(*run[-1]):
+            yield run
+            run = []
+        run.append(row)
+    yield run
+
+
+def _shape(view: DebugView, register: Register) -> tuple[object, ...]:
+    name = re.sub(r"\d+", "", view.name) if register.summary or view.fields else ""
+    return name, view.bits, view.type if view.bits > 64 else "", view.also, register.summary, view.fields
+
+
+def _register_row(run: list[tuple[DebugView, Register]]) -> str:
+    view, register = run[0]
+    name = ", ".join(_names(run)) + (f" (`{view.also}`)" if view.also else "")
+    fields = ", ".join(_bit_field(field) for field in sorted(view.fields, key=lambda field: field.first))
+    return f"| {name} | {view.bits} | {cell(register.summary)} | {fields} |"
+
+
+def _names(run: list[tuple[DebugView, Register]]) -> Iterator[str]:
+    """Names, three and more that count up as the first and the last."""
+    names = [view.name for view, _ in run]
+    while names:
+        first = re.search(r"\d+", names[0])
+        end = 1
+        if first is not None:
+            while end < len(names) and names[end] == names[0].replace(first[0], str(int(first[0]) + end), 1):
+                end += 1
+        yield f"`{names[0]}` to `{names[end - 1]}`" if end > 2 else ", ".join(f"`{name}`" for name in names[:end])
+        names = names[end:]
+
+
+def _bit_field(field: BitField) -> str:
+    place = str(field.first) if field.first == field.last else f"{field.first}-{field.last}"
+    return f"`{field.name}` {place}"
+
+
 # -- command line ------------------------------------------------------------------------------------
 
 
@@ -189,7 +254,12 @@ def commands() -> str:
     return "\n".join(parts)
 
 
-PARTS = {"configuration": configuration, "capabilities": capabilities, "commands": commands}
+PARTS = {
+    "configuration": configuration,
+    "capabilities": capabilities,
+    "registers": registers,
+    "commands": commands,
+}
 
 
 def page_of(path: Path) -> str:

@@ -116,7 +116,7 @@ def test_stale_entry_fails_a_whole_run_only(folder: pytest.Pytester) -> None:
     gaps(folder, '[gaps]\n"fly" = "no wings"\n"HALT" = "asleep"\n"swim" = "no fins"\n')
     result = folder.runpytest_inprocess("--rift-require=dream")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*dream-1.toml lists 'swim', but no test was skipped for it: remove the entry"])
+    result.stdout.fnmatch_lines(["*dream-1.toml lists 'swim', but no test asked for it: remove the entry"])
     for part in (["-k", "lacks or exit"], ["test_a.py"], ["test_a.py::test_lacks"], ["-m", "not slow"]):
         assert folder.runpytest_inprocess("--rift-require=dream", *part).ret == pytest.ExitCode.OK
     assert folder.runpytest_inprocess().ret == pytest.ExitCode.OK
@@ -130,8 +130,40 @@ def test_gap_list_of_another_shape(folder: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*dream-1.toml: ?gaps? takes lines like*"])
 
 
+LISTED = """
+import pytest
+from dream import module
+from rift_core.testing.tools import expect_gap, require_backend
+
+@pytest.fixture
+def machine(request): expect_gap(require_backend(module()).machine, request.node)
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_swims(machine, depth): assert depth == 1
+def test_walks(machine): pass
+"""
+
+
+def test_a_listed_test_is_expected_to_fail(folder: pytest.Pytester) -> None:
+    folder.makepyfile(test_a=LISTED)
+    gaps(folder, '[gaps]\n"test_swims[2]" = "too deep"\n')
+    result = folder.runpytest_inprocess("--rift-require=dream", "-rx")
+    result.assert_outcomes(passed=2, xfailed=1)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["XFAIL *test_swims?2? does not work on dream-1; expected: too deep*"])
+
+
+def test_a_listed_test_that_passes_is_no_gap(folder: pytest.Pytester) -> None:
+    folder.makepyfile(test_a=LISTED)
+    gaps(folder, '[gaps]\n"test_swims[2]" = "too deep"\n"test_walks" = "no legs"\n')
+    result = folder.runpytest_inprocess("--rift-require=dream", "test_a.py", "-k", "walks")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*strict*test_walks does not work on dream-1; expected: no legs*"])
+    folder.runpytest_inprocess("-k", "walks").assert_outcomes(xpassed=1)
+
+
 def test_conformance_marks(folder: pytest.Pytester) -> None:
-    """A subclass with one fixture inherits everything; a listed test is skipped."""
+    """A subclass with one fixture inherits everything; a listed test is expected to fail, and does not."""
     folder.makepyfile(
         test_a="""
         import pytest
@@ -148,7 +180,8 @@ def test_conformance_marks(folder: pytest.Pytester) -> None:
     path.mkdir(parents=True)
     (path / "fake.toml").write_text('[gaps]\n"test_halt" = "for the test"\n')
     result = folder.runpytest_inprocess("--rift-require=fake", "-k", "test_halt or test_mmio_write or test_shutdown")
-    result.assert_outcomes(passed=5, skipped=1, deselected=None)
+    result.assert_outcomes(passed=5, failed=1, deselected=None)
+    result.stdout.fnmatch_lines(["*strict*test_halt does not work on fake; expected: for the test*"])
 
 
 def test_missing_tool(folder: pytest.Pytester) -> None:

@@ -57,6 +57,22 @@ def test_floats_and_integers_are_counted_apart(guest: Any) -> None:
     assert stack_words(guest, registers, 4) == tuple(argument.value for argument in mixed[16:])
 
 
+def test_apples_variant_packs_the_stack(guest: Any) -> None:
+    registers_full = (*integers(*range(8)), *(double(number) for number in range(8)))
+    rest = (
+        Argument("integer", 1, 0x11), Argument("integer", 2, 0xFFFF_FFFF_FFFF_FFFE), Argument("integer", 1, 0x33),
+        Argument("float", 4, 0x3FC0_0000), Argument("integer", 8, 0x44), Argument("integer", 4, 0x55),
+        Argument("float", 8, 0x66),
+    )  # fmt: skip
+    state = guest.state((*registers_full, *rest))._replace(abi="apple")
+    registers = guest.isa.call_registers(guest.system, guest.areas, state)
+    assert registers["sp"] % 16 == 0
+    assert struct.unpack("<BxHBxxxIxxxxQIxxxxQ", guest.read_virtual(registers["sp"], 40)) == (
+        0x11, 0xFFFE, 0x33, 0x3FC0_0000, 0x44, 0x55, 0x66,
+    )  # fmt: skip
+    assert guest.isa.call_registers(guest.system, guest.areas, state._replace(abi=""))["sp"] == registers["sp"] - 16
+
+
 def test_narrow_and_negative_values(guest: Any) -> None:
     registers = call(
         guest, (Argument("integer", 4, (1 << 64) - 5), Argument("integer", 1, 0xFF), Argument("float", 4, 0x3FC00000))

@@ -51,10 +51,14 @@ __attribute__((noinline)) void poke(volatile int *where, int value) {
     *where = value;
 }
 
-int crash(void) {
+__attribute__((noinline)) int crash(void) {
     counter = 1;
     poke((volatile int *)0xdead0000, 5);
     return 3;
+}
+
+int deep_crash(void) {
+    return crash() + 1;
 }
 
 __attribute__((noinline)) void store(long value) {

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECONDS = 90.0
+TYPE_AGAIN_SECONDS = 2.0
 
 
 class Terminal:
@@ -32,11 +33,19 @@ class Terminal:
         self.text = ""
         self._status: int | None = None
 
-    def until(self, text: str) -> str:
-        """Reads until the text has come since what was read last; what it was."""
+    def until(self, text: str, typing: str = "") -> str:
+        """Reads until the text has come since what was read last; what it was.
+
+        ``typing`` is typed, and once more every other second: a debugger that is about to wait for the guest drops a
+        Ctrl-C.
+        """
         start, deadline = len(self.text), time.monotonic() + SECONDS
+        typed = -TYPE_AGAIN_SECONDS
         while text not in self.text[start:]:
             assert time.monotonic() < deadline, f"no {text!r} in {self.text}"
+            if typing and time.monotonic() - typed > TYPE_AGAIN_SECONDS:
+                typed = time.monotonic()
+                self.type(typing)
             if select.select([self.descriptor], [], [], 0.5)[0]:
                 try:
                     self.text += os.read(self.descriptor, 65536).decode(errors="replace")

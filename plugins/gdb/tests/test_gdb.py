@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rift_core.testing.tools import require_tool
+from rift_core.testing.tools import require_tool, skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,6 +145,45 @@ def test_a_watchpoint(debug: Debug, session: Gdb, privilege: str) -> None:
     assert "exited with code 011" in text
 
 
+def test_a_watchpoint_on_all_accesses(debug: Debug, session: Gdb) -> None:
+    """Or GDB says that there is none: by stepping only stores are noticed."""
+    debugged = debug("main")
+    debugged.start(1)
+    works = debugged.server.target.means.watch["supervisor"]
+    text = session.run(debugged, "awatch counter\ncontinue\ninfo symbol $pc\ndelete\ncontinue\n")
+    assert "Hardware access (read/write) watchpoint 1: counter" in text
+    if works:
+        assert "Value = 7" in text
+        assert "twice" in text
+        assert "exited with code 00" in text or "exited normally" in text
+    else:
+        assert "Could not insert hardware watchpoint 1" in text
+
+
+def test_functions_are_called(debug: Debug, session: Gdb, privilege: str) -> None:
+    debugged = debug("main", privilege=privilege)
+    debugged.start()
+    text = session.run(debugged, "break work\ncontinue\nprint twice(21) + counter\nprint one()\ncontinue\n")
+    assert "$1 = 91" in text  # 42, and the counter that it has added 42 to
+    assert "$2 = 1" in text
+    assert "exited with code 06" in text
+    assert debugged.join().status == 6
+
+
+def test_guest_physical_memory(debug: Debug, session: Gdb) -> None:
+    debugged = debug("main")
+    debugged.start()
+    where = debugged.machine.translate(debugged.at("constant")).physical
+    assert where is not None
+    assert where != debugged.at("constant")
+    text = session.run(
+        debugged,
+        f"monitor phys on\nx/dw {where:#x}\nset {{int}} {where:#x} = 4321\nmonitor phys off\nx/dw &constant\nkill\n",
+    )
+    assert re.search(rf"{where:#x}[^\n]*:\t1234\n", text)
+    assert re.search(r"<constant>:\t4321\n", text), "the page is read-only to the guest"
+
+
 def test_system_registers_by_name(debug: Debug, session: Gdb) -> None:
     debugged = debug("main")
     debugged.start()
@@ -226,6 +265,29 @@ def test_a_fault_in_words(debug: Debug, session: Gdb, privilege: str) -> None:
     assert "#1 " in text
     assert "Program terminated" in text
     assert debugged.machine.threads[0].wait_ended(20)
+
+
+def test_an_exit_in_words(debug: Debug, session: Gdb) -> None:
+    debugged = debug("unanswered")
+    debugged.start()
+    text = session.run(debugged, "continue\nprint counter\ncontinue\n")
+    assert "rift: thread unanswered: " in text
+    assert "nobody answers" in text
+    assert "received signal SIGABRT" in text
+    assert "$1 = 2" in text
+    assert debugged.machine.threads[0].wait_ended(20)
+
+
+def test_a_triple_fault_in_words(debug: Debug, session: Gdb) -> None:
+    debugged = debug("main")
+    if debugged.isa != "x86_64":
+        skip_here("only x86-64 has a triple fault")  # by design
+    debugged.start()
+    text = session.run(debugged, "set var $idtr_limit = 0\nset var $rsp = 0x10\ncontinue\nprint $idtr_limit\nkill\n")
+    assert "rift: thread main: " in text
+    assert "triple fault" in text
+    assert "received signal SIGABRT" in text
+    assert "$1 = 0" in text, "the machine is still there"
 
 
 def test_monitor(debug: Debug, session: Gdb) -> None:

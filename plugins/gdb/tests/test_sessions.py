@@ -46,7 +46,13 @@ def test_what_is_announced_is_answered(debug: Debug) -> None:
     assert "swbreak+" in client.supported
     assert "PacketSize=10000" in client.supported
     assert "no-resumed" not in client.supported, "the client has not announced it"
-    for kind, annex in (("features", "target.xml"), ("threads", ""), ("memory-map", ""), ("exec-file", "")):
+    for kind, annex in (
+        ("features", "target.xml"),
+        ("threads", ""),
+        ("memory-map", ""),
+        ("libraries", ""),
+        ("exec-file", ""),
+    ):
         assert f"qXfer:{kind}:read+" in client.supported
         assert client.document(kind, annex)
     assert client.document("exec-file") == str(debugged.machine.binary.path)

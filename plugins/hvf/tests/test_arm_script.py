@@ -374,12 +374,28 @@ def test_steps_need_the_bit_of_pstate(script: Script) -> None:
 def test_a_flush_leaves_the_vcpu_as_it_was(script: Script) -> None:
     names = tuple(script.vm.registers.ids)
     readable = [name for name in names if name not in ("cntvct_el0", "cntpct_el0")]
+    script.run_out()
     before = script.vcpu.read_registers(readable)
+    runs = script.library.rift_stand_in_calls(b"hv_vcpu_run")
     script.vm.flush_translations()
     script.exit(reason=CANCELED)
     script.run_out()
+    assert script.library.rift_stand_in_calls(b"hv_vcpu_run") == runs + 3, "the flush, the exit, the end"
     after = script.vcpu.read_registers(readable)
     assert {name: after[name] for name in readable if after[name] != before[name]} == {}
+
+
+def test_the_first_entry_of_all_is_the_guests(script: Script) -> None:
+    """Nothing can be cached yet, so that nothing of ours runs in its place."""
+    script.vcpu.write_registers({"ttbr0_el1": 0x4000, "tcr_el1": 0x10})
+    script.vm.flush_translations()
+    script.run_out()
+    assert script.library.rift_stand_in_calls(b"hv_vcpu_run") == 1
+    assert script.library.rift_stand_in_calls(b"hv_vm_map") == 1
+    script.vcpu.write_registers({"ttbr0_el1": 0x8000})
+    script.run_out()
+    assert script.library.rift_stand_in_calls(b"hv_vcpu_run") == 3
+    assert script.library.rift_stand_in_calls(b"hv_vm_map") == 2, "the page with our own code"
 
 
 # -- interrupts ----------------------------

@@ -282,6 +282,25 @@ def test_known_msrs(script: Script) -> None:
     assert script.vmcs(F_FS_BASE) == 0x1000
 
 
+@pytest.mark.parametrize("msr", [0xC000_0082, 0xC000_0083, 0xC000_0102, 0x175, 0x176])
+def test_an_msr_that_holds_an_address_takes_no_other(script: Script, msr: int) -> None:
+    script.exit(32, length=2, rcx=msr, rax=0, rdx=0x8000)
+    script.run_out()
+    assert (script.delivered, script.get(RIP)) == (event(GP, code=True), START)
+    script.exit(32, length=2, rcx=msr, rax=0x1000, rdx=0xFFFF_8000)
+    script.run_out()
+    assert script.get(RIP) == START + 2
+
+
+@pytest.mark.parametrize("reason", [16, 51], ids=["rdtsc", "rdtscp"])
+def test_the_time_stamp_counter_of_a_cpu_that_must_exit_for_it(script: Script, reason: int) -> None:
+    script.vcpu.write_registers({"tsc": 0x1234_5678_9ABC, "tsc_aux": 7})
+    script.exit(reason, length=2, rcx=0x99)
+    script.run_out()
+    assert (script.get(RAX), script.get(RDX), script.get(RIP)) == (0x5678_9ABC, 0x1234, START + 2)
+    assert script.get(RCX) == (7 if reason == 51 else 0x99)
+
+
 # -- control registers ------------------------------
 
 
@@ -308,7 +327,7 @@ def test_guest_never_sees_vmxe_and_what_it_wrote_for_ne(script: Script) -> None:
 @pytest.mark.parametrize(
     ("number", "value"),
     [(0, 0x0005_0033), (0, 0x8000_0000), (0, 0x2000_0000 | 0x8005_0033), (0, 1 << 32 | 0x8005_0033),
-     (4, 0x26A0), (4, 0x680), (4, 1 << 40 | 0x6A0), (8, 16)],
+     (3, 1 << 52 | 0x1000), (4, 0x26A0), (4, 0x680), (4, 1 << 40 | 0x6A0), (8, 16)],
 )  # fmt: skip
 def test_control_register_values_that_no_cpu_takes(script: Script, number: int, value: int) -> None:
     before = script.vmcs(F_CR0), script.vmcs(F_CR4)
@@ -368,7 +387,7 @@ def test_hlt_ends_the_shadow_of_sti(script: Script) -> None:
     assert (script.get(RIP), script.vmcs(F_INTERRUPTIBILITY)) == (START + 1, 0)
 
 
-@pytest.mark.parametrize("reason", [13, 40, 54])
+@pytest.mark.parametrize("reason", [13, 14, 40, 54, 58])
 def test_what_is_passed_over(script: Script, reason: int) -> None:
     script.exit(reason, length=2)
     script.run_out()

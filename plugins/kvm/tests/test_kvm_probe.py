@@ -15,10 +15,11 @@ import pytest
 
 from rift_core.errors import PluginUnavailableError
 from rift_core.exits import ExitKind
-from rift_core.testing.tools import require_backend
-from rift_kvm import KvmConfig, cache, rift_binding, rift_plugin
+from rift_core.testing.tools import require_backend, skip_here
+from rift_kvm import KvmConfig, cache, host_x86_64, rift_binding, rift_plugin
 from rift_kvm import probe as probe_module
 from rift_kvm.host import host_isa
+from rift_kvm.measure import Measured
 from rift_kvm.probe import probe
 from rift_kvm.vm import KvmVm
 
@@ -37,7 +38,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_found_is_consistent() -> None:
     result = require_backend("kvm")
     assert result.isas == (host_isa(),)
-    assert result.machine in ("kvm-pvm", "kvm-svm", "kvm-vmx", "kvm-unknown", "kvm-arm")
+    assert result.machine in ("kvm-pvm", "kvm-svm", "kvm-svm-emulated", "kvm-vmx", "kvm-unknown", "kvm-arm")
     assert {"parallel_vcpus", "multiple_vms", "save_restore"} <= result.capabilities
     assert {ExitKind.MMIO, ExitKind.FAIL_ENTRY, ExitKind.INTERRUPTED} <= result.exit_kinds
     assert (ExitKind.DEBUG in result.exit_kinds) == any(name.startswith("debug_") for name in result.capabilities)
@@ -85,6 +86,33 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert require_backend("kvm").available
     assert cache.load("anything") is None
+
+
+@pytest.mark.parametrize(
+    ("modules", "cpu", "kind"),
+    [
+        (["pvm"], {}, "kvm-pvm"),
+        (["amd"], {"model name": "AMD EPYC 7763 64-Core Processor"}, "kvm-svm"),
+        (["amd"], {"model name": "QEMU TCG CPU version 2.5+"}, "kvm-svm-emulated"),
+        (["intel"], {"model name": "Some CPU"}, "kvm-vmx"),
+        (["amd", "intel"], {"flags": "fpu svm", "model name": "QEMU TCG CPU version 2.5+"}, "kvm-svm-emulated"),
+        (["amd", "intel"], {"flags": "fpu vmx"}, "kvm-vmx"),
+        (["amd", "intel"], {}, "kvm-unknown"),
+    ],
+)
+def test_kinds_of_machines(monkeypatch: pytest.MonkeyPatch, modules: list[str], cpu: dict[str, str], kind: str) -> None:
+    monkeypatch.setattr(os.path, "isdir", lambda path: path.removeprefix("/sys/module/kvm_") in modules)
+    monkeypatch.setattr(host_x86_64, "_first_cpu", lambda: cpu)
+    capabilities = frozenset() if modules == ["pvm"] else frozenset({"software_interrupts"})
+    assert host_x86_64.machine(Measured(capabilities=capabilities)) == kind
+
+
+def test_the_first_cpu_is_read() -> None:
+    if host_isa() != "x86_64":
+        skip_here("/proc/cpuinfo names other things on this ISA")
+    cpu = host_x86_64._first_cpu()
+    assert "fpu" in cpu["flags"].split()
+    assert cpu["processor"] == "0"
 
 
 def test_no_device(tmp_path: Path) -> None:

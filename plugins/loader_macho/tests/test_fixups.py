@@ -9,6 +9,7 @@ import macho_writer as w
 import pytest
 
 from rift_core.errors import BinaryError
+from rift_core.memory import Permission
 from rift_core.testing.loader import image_bytes
 from rift_loader_macho import MachoConfig, rift_load_binary
 
@@ -84,6 +85,15 @@ class TestRebase:
         binary = opened(w.movable(rebase=w.rebase((0, 0x1003))))
         assert words(binary, BASE + 0x1003) == (BASE,)
         assert binary.segments[0].data.readonly
+
+    @pytest.mark.parametrize("protection", [w.R | w.W, w.R | w.W | w.X, w.W])
+    def test_a_segment_is_sealed_when_its_pointers_are_set(self, opened: Open, protection: int) -> None:
+        macho = w.movable(data=numbers(8), rebase=w.rebase((1, 0)))
+        macho.segments[1].flags, macho.segments[1].protection = 0x10, protection  # SG_READ_ONLY
+        binary = opened(macho)
+        assert words(binary, DATA, 2) == (BASE + 0x1000, 0x1001)
+        assert binary.segments[1].permissions == Permission.READ
+        assert binary.segments[1].data.readonly
 
     @pytest.mark.parametrize("slid", [False, True])
     @pytest.mark.parametrize(

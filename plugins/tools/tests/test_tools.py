@@ -6,16 +6,20 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import rift_tools.profile
 from rift_core.cli import group
 from rift_core.config import load_config
+from rift_core.errors import ConfigError, UnsupportedError
 from rift_core.machine import open_machine
 from rift_core.testing.tools import require_backend, require_tool
-from rift_tools.comparison import UndefinedFlags, compare
+from rift_tools.commands.compare import lines
+from rift_tools.comparison import compare
 from rift_tools.instructions import Decoder, Instruction
+from rift_tools.lanes import UndefinedFlags
 from rift_tools.tracer import Step, Tracer
 
 if TYPE_CHECKING:
@@ -184,6 +188,83 @@ def test_compare_command(payload: Path) -> None:
     assert "all the same, and the same end" in out
     status, out, _ = run("compare", str(payload), "--backends", "emulator,emulator", "--limit", "1", "--json")
     assert json.loads(out)["limited"] is True
+
+
+WAITING = """
+#include <rift_guest.h>
+uint32_t go; /* that the host sets */
+int add(int a, int b) { return a + b; }
+int worker(int number) {
+    int sum = 0;
+    for (int round = 0; round < 3; ++round) {
+        sum = add(sum, number);
+        rift_printf("%d\\n", sum);
+    }
+    return sum;
+}
+int waits(void) {
+    while (!rift_atomic_load(&go))
+        rift_relax();
+    return 1;
+}
+"""
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """A configuration of three threads, one of which waits for a host that does nothing."""
+    require_backend("emulator")
+    require_tool("gcc")
+    (tmp_path / "guest.c").write_text(WAITING)
+    path = tmp_path / "rift.toml"
+    threads = [("one", "worker", [1]), ("two", "worker", [2]), ("waiting", "waits", [])]
+    tables = [f'[[threads]]\nname = "{n}"\nentry = "{e}"\narguments = {a}' for n, e, a in threads]
+    console = '[[exit_handlers]]\nname = "console"'
+    path.write_text("\n".join(['[binary]\npath = "guest.c"', *tables, console, ""]))
+    return path
+
+
+def test_a_guest_that_never_ends_is_given_up(several: Path) -> None:
+    """And it is said where it is."""
+    status, out, _ = run("compare", str(several), "--backends", "emulator,emulator", "--timeout", "2")
+    assert status == 124
+    first, *places, last = out.splitlines()
+    assert "all the same; not at an end after 2 s" in first
+    assert len(places) == 2
+    assert all("emulator: thread waiting is at 0x" in place and "<waits" in place for place in places)
+    assert "waits for its own host program" in last
+    status, out, _ = run("compare", str(several), "--backends", "emulator,emulator", "--timeout", "1", "--json")
+    assert status == 124
+    assert [name for name, _ in json.loads(out)["running"]] == ["emulator", "emulator"]
+
+
+def test_instructions_of_several_threads_are_not_compared(several: Path) -> None:
+    arguments = ("compare", str(several), "--backends", "emulator,emulator", "--instructions")
+    with pytest.raises(click.UsageError, match=r"3 threads.*--thread \(one, two, waiting\)"):
+        run(*arguments)
+    first, second = configurations(several, "emulator", "emulator")
+    with pytest.raises(UnsupportedError, match="interleave differently"):
+        compare(first, second, instructions=True)
+    status, out, _ = run(*arguments, "--thread", "two")
+    assert status == 0
+    assert "all the same, and the same end" in out
+    with pytest.raises(ConfigError, match=r"no thread 'three' .*one, two, waiting"):
+        run(*arguments, "--thread", "three")
+
+
+def test_a_difference_of_several_threads_may_be_their_interleaving(several: Path, tmp_path: Path) -> None:
+    """Which is said beside it."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "guest.c").write_text(WAITING.replace("a + b", "a + 2 * b"))
+    (other / "rift.toml").write_text(several.read_text())
+    first, second = configurations(several, "emulator")[0], configurations(other / "rift.toml", "emulator")[0]
+    report = compare(first, second)
+    assert report.difference is not None
+    words = "\n".join(lines(report, report.backends, 60, threads=len(first.threads)))
+    assert "3 threads" in words
+    assert "--thread NAME" in words
+    assert "interleave" not in "\n".join(lines(report, report.backends, 60, threads=1))
 
 
 def test_undefined_flags_are_forgiven_until_they_are_defined() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rift_core.backend import Binding, CpuFeatures, Limits, ProbeResult, VmSpec
@@ -193,6 +194,11 @@ def assemble(
     return plan_machine(config, catalog, binary, backend or choose_backend(config, catalog, binary.isa))
 
 
+@lru_cache(maxsize=64)
+def _defaults(model: type[Section]) -> Section:
+    return model()
+
+
 def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backend: ChosenBackend) -> Assembly:
     """Select the plugins and lay the machine out."""
     if config.assumed_thread and binary.entry is None and binary.symbols.find("main") is None:
@@ -206,7 +212,7 @@ def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backen
     binding = Binding(backend.entry.info.name, binary.isa)
     if backend.probe.available:  # else nothing is going to be made, and it may exist on another host only
         binding = hooks.binding(backend.entry.info.name, binary.isa)
-    isa_section = config.isa if config.isa.name == binary.isa else isa_entry.info.config()
+    isa_section = config.isa if config.isa.name == binary.isa else _defaults(isa_entry.info.config)
     isa = hooks.isa(isa_section, backend.probe.features)
     threads = [ThreadRequest(t.name, t.stack, t.privilege) for t in config.threads]
     layout = plan(

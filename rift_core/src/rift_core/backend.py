@@ -183,6 +183,12 @@ class VCpu(Protocol):
         :raises StateError: another one waits.  :raises HypervisorError: no such vector.
         """
 
+    def drop_events(self) -> None:
+        """Forget what the run before has left: exceptions and interrupts whose delivery was cut short or which wait,
+        an exit that is still to be reported. An open access is completed. A run that begins with registers of its
+        own comes after this; a new vCPU has nothing to forget.
+        """
+
     def set_debug(
         self,
         *,

@@ -91,8 +91,9 @@ class Binary:
     """A parsed, checked and relocated executable. ``path`` is None for raw code.
 
     ``owner`` keeps whatever the views point into alive (the file mapping). ``slide`` is how far the image stands above
-    the addresses that its file names, modulo 2**64: what debuggers must add to them. ``built`` is core's: where the
-    file was built from a source first.
+    the addresses that its file names, modulo 2**64: what debuggers must add to them. ``abi`` is the variant of the C
+    calling convention that its functions were compiled for: "" is the ISA's own, "apple" that of Apple's systems where
+    it differs, which it does on AArch64. ``built`` is core's: where the file was built from a source first.
     """
 
     path: Path | None
@@ -103,6 +104,7 @@ class Binary:
     symbols: SymbolTable = field(default_factory=NoSymbols)
     owner: object = None
     slide: int = 0
+    abi: str = ""
     built: BuiltPayload | None = None
 
     @property

@@ -15,6 +15,7 @@ the ISA, which stand in the folder ``guest`` of the package that provides it. Th
 ``base``                  the payload's first guest-virtual address
 ``page_size``             code, constants and data stand on pages of their own of that size
 ``macho_arch``            Apple's name of the ISA, where there are Mach-O files for it
+``macho_flags``           always for Mach-O, whose default CPU may be newer than the ISA's first; may be left out
 ========================  =====================================================================================
 """
 
@@ -129,6 +130,7 @@ class Target:
     base: int
     page_size: int
     macho_arch: str = ""
+    macho_flags: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, isa: str, folder: Path) -> Target:
@@ -151,6 +153,7 @@ class Target:
                 base=int(values["base"]),
                 page_size=int(values["page_size"]),
                 macho_arch=str(values.get("macho_arch", "")),
+                macho_flags=tuple(values.get("macho_flags", ())),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise BuildError(

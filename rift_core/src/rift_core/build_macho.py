@@ -125,7 +125,8 @@ def command_line(
 
     :raises BuildError: a base for what has none.
     """
-    command = [*compiler.command, *COMMON_FLAGS, f"-O{optimize}", *target.flags, "-Wno-unused-command-line-argument"]
+    command = [*compiler.command, *COMMON_FLAGS, f"-O{optimize}", *target.flags, *target.macho_flags]
+    command.append("-Wno-unused-command-line-argument")
     if not compiler.debug:
         command.remove("-g")
     command += target.simd if simd else target.general_only

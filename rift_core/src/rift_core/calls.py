@@ -90,9 +90,9 @@ class CallPool:
                     vcpu = context.acquire_vcpu()
                 # The payload's own vectors would run in supervisor mode on data that user mode can write.
                 vectors = engine.vectors if privilege == "supervisor" else None
-                state = EntryState(entry, context.stack_top, engine.root, privilege, converted, vectors)
+                state = EntryState(entry, context.stack_top, engine.root, privilege, converted, vectors, engine.abi)
                 if fresh:
-                    vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
+                    context.begin(vcpu, engine.isa.thread_registers(engine.system, context.areas, state))
                 vcpu.write_registers(engine.isa.call_registers(engine.system, context.areas, state))
                 stop = context.loop(engine.dispatcher)
                 returned = context.returned

@@ -85,6 +85,7 @@ class Context:
         self.vcpu: VCpu | None = None
         self.owner = 0  # ident of the thread that owns the vCPU, 0: parked
         self.busy = threading.Lock()  # held by a run in progress
+        self.used = False  # the vCPU has been in the guest
         self.fresh = True  # the whole entry state must be written before the next run
         self.returned: Exit | None = None  # the store to RETURN that ended the last run
         self._lock = threading.Lock()
@@ -195,6 +196,13 @@ class Context:
             self._requests.popleft()()
         if engine.hooks.watches_runs:
             engine.hooks.run_ended(self)
+
+    def begin(self, vcpu: VCpu, registers: Mapping[str, int]) -> None:
+        """Put the vCPU to the begin of a run; what the run before has left undone is forgotten. Owner only."""
+        if self.used:
+            vcpu.drop_events()
+        self.used = True
+        vcpu.write_registers(registers)
 
     def loop(self, dispatcher: Dispatcher) -> Stop:
         """Run the guest until it ends: the default of ``rift_run_vcpu``.

@@ -127,6 +127,7 @@ class Engine:
         self.host_limits = host_limits
         self.limits = limits
         self.symbols: SymbolTable = plan.binary.symbols
+        self.abi = plan.binary.abi
         self.doorbell = plan.doorbell
         self.page = max(isa.page_sizes[0], host_limits.page_size)
         self.isa_registers = (plan.doorbell + 0x800, plan.doorbell + 0x1000)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 class ExitKind(IntEnum):
     """A closed list; the numbers are those of ``enum rift_exit_kind`` in ``rift_abi.h``.
 
-    What ``Exit.address``, ``size``, ``value`` and ``info`` mean is documented in ``rift_abi.h``, per kind.
+    What ``Exit.address``, ``size``, ``value`` and ``info`` mean is documented in ``rift_abi.h``, per kind. A
+    HYPERCALL has the same registers on every backend, those of ``rift_hypercall`` in the ISA's guest runtime: RAX with
+    RDI, RSI, RDX, R10, R8, R9; X0 with X1 to X6.
     """
 
     HALT = 1

@@ -15,6 +15,8 @@ import os
 import weakref
 from typing import Any
 
+import _cffi_backend
+
 from rift_core.errors import MappingError
 from rift_core.forks import WHOLE
 from rift_core.interrupts import HELD
@@ -28,40 +30,12 @@ _MAP_FIXED = 0x10  # the same value on Linux and macOS
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-class _PyBuffer(ctypes.Structure):
-    """``Py_buffer`` of the C API (object.h), up to what :func:`buffer_address` reads."""
-
-    _fields_ = (
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.py_object),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    )
-
-
-_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
-_get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int]
-_release_buffer = ctypes.pythonapi.PyBuffer_Release
-_release_buffer.argtypes = [ctypes.POINTER(_PyBuffer)]
-_release_buffer.restype = None
-_PyBUF_SIMPLE = 0
+_ffi = _cffi_backend.FFI()  # what cffi.FFI() wraps in a parser of declarations
 
 
 def buffer_address(buffer: Any) -> int:
     """Address of a contiguous buffer's first byte, read-only ones included. The caller keeps it alive."""
-    raw = _PyBuffer()
-    _get_buffer(buffer, ctypes.byref(raw), _PyBUF_SIMPLE)
-    try:
-        return int(raw.buf or 0)
-    finally:
-        _release_buffer(ctypes.byref(raw))
+    return int(_ffi.cast("uintptr_t", _ffi.from_buffer(buffer)))
 
 
 class HostMemory:
@@ -77,9 +51,10 @@ class HostMemory:
                 _inherited.add(self._map)
         except (OSError, ValueError, OverflowError) as error:
             raise MappingError(f"cannot get {size:#x} bytes of host memory for {name}: {error}") from error
-        start = -buffer_address(self._map) % ALIGNMENT
+        address = buffer_address(self._map)
+        start = -address % ALIGNMENT
         self.view = memoryview(self._map)[start : start + size]
-        self.address = buffer_address(self._map) + start
+        self.address = address + start
         self.size = size
 
 

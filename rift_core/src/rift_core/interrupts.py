@@ -12,8 +12,13 @@ the state: ``with lock:`` acquires and releases whole, whatever arrives (see :cl
 from __future__ import annotations
 
 import os
-import signal
 import threading
+
+# What stands behind the functions of the module signal, which look at every argument and result for its place in an
+# enumeration: 10 us a block, where a machine is made in a few hundred.
+from _signal import getsignal
+from _signal import signal as set_signal
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,12 +56,12 @@ class _HeldInterrupts:
         me = threading.get_ident()
         if me != MAIN_THREAD.ident:
             return
-        previous = signal.getsignal(signal.SIGINT)
+        previous = getsignal(SIGINT)
         if callable(previous):  # the default and "ignore" raise nothing; None is not Python's to replace
             self._previous = previous
             self._holder = me
             try:
-                signal.signal(signal.SIGINT, self._handler)  # from here on nothing interrupts
+                set_signal(SIGINT, self._handler)  # from here on nothing interrupts
             except ValueError:  # a subinterpreter, where no Python signal handler runs
                 return
             self._depth = 1
@@ -70,8 +75,8 @@ class _HeldInterrupts:
         previous, self._previous = self._previous, None
         self._depth = 0  # now: what follows may be interrupted
         try:
-            if signal.getsignal(signal.SIGINT) is self._handler:
-                signal.signal(signal.SIGINT, previous)
+            if getsignal(SIGINT) is self._handler:
+                set_signal(SIGINT, previous)
         finally:  # not before: one that arrives in between must not be lost
             arrived, self._arrived = self._arrived, None
         if arrived is not None:
@@ -85,8 +90,8 @@ class _HeldInterrupts:
         if self._depth and threading.get_ident() != self._holder:
             self._depth = 0
             self._arrived = None
-            if signal.getsignal(signal.SIGINT) is self._handler:
-                signal.signal(signal.SIGINT, self._previous)
+            if getsignal(SIGINT) is self._handler:
+                set_signal(SIGINT, self._previous)
 
 
 HELD = _HeldInterrupts()

@@ -43,8 +43,7 @@ class AreaRequest:
     low: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(NamedTuple):
     """A placed :class:`AreaRequest`: where it is for the guest, and its bytes for the host."""
 
     name: str
@@ -82,6 +81,7 @@ class EntryState(NamedTuple):
     privilege: Privilege
     arguments: tuple[Argument, ...] = ()
     vectors: Vectors | None = None  # None: the ISA's built-in ones
+    abi: str = ""  # ``Binary.abi``: how the function expects its arguments
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from rift_core import doorbell
 from rift_core.errors import MappingError
@@ -47,8 +48,7 @@ HEAP = 0x100_0000
 """Bytes of RAM beyond what the plan needs, when the configuration sets no size; host pages come on first use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """``size`` bytes of a segment's data, from ``offset`` on, copied to ``physical`` when the machine is made."""
 
     segment: Segment
@@ -69,8 +69,7 @@ class PlannedRegion:
     offset: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedArea:
+class PlannedArea(NamedTuple):
     """An area of the ISA or a stack: virtual and physical place."""
 
     name: str
@@ -290,6 +289,7 @@ def plan(
     )
 
 
+@lru_cache(maxsize=16)
 def stack_request(size: int, privilege: Privilege) -> AreaRequest:
     """The request for a thread's stack."""
     from rift_core.isa import AreaRequest
@@ -336,15 +336,18 @@ def _place_image(
     file_parts: list[tuple[Segment, int, int, Permission]],
 ) -> None:
     """Give every run RAM, or leave it to a file region, and note what must be copied where."""
-    user = Permission.USER if user_image else Permission.NONE
     extent_end, extent_physical_end = -1, -1
     for run in runs:
-        name = "+".join(dict.fromkeys(s.name for s in run.segments if s.name))
+        if len(run.segments) == 1:
+            name = run.segments[0].name
+        else:
+            name = "+".join(dict.fromkeys(s.name for s in run.segments if s.name))
+        permissions = run.permissions | Permission.USER if user_image else run.permissions
         pieces: list[tuple[int, int]] = [(run.start, run.end)]
         mapped = _mapped_part(run, page)
         if mapped is not None:
             segment, start, end = mapped
-            file_parts.append((segment, start, end, run.permissions | user))
+            file_parts.append((segment, start, end, permissions))
             pieces = [(low, high) for low, high in ((run.start, start), (end, run.end)) if low < high]
         for start, end in pieces:
             size = end - start
@@ -354,7 +357,7 @@ def _place_image(
                 alignment = HUGE if size >= HUGE else page
                 physical = ram.take(size, alignment, start)
             extent_end, extent_physical_end = end, physical + size
-            mappings.append(Mapping(Gva(start), Gpa(physical), size, run.permissions | user, name))
+            mappings.append(Mapping(Gva(start), Gpa(physical), size, permissions, name))
             for segment in run.segments:
                 low = max(start, segment.address)
                 high = min(end, segment.address + segment.data.nbytes)

@@ -555,6 +555,8 @@ class HandlerMachine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.shared: dict[object, Any] = {}
+        """What handlers of different tables have in common, by keys of their own; it goes with the machine."""
 
     @property
     def doorbell(self) -> Gpa:

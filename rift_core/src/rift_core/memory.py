@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, NewType, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,9 +73,8 @@ class MemoryRegion:
         return self.guest_address + self.host.nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A run of guest-virtual pages onto guest-physical ones: first stage.
+class Mapping(NamedTuple):
+    """A run of guest-virtual pages onto guest-physical ones: first stage. A NamedTuple because a machine has many.
 
     ``virtual``, ``physical`` and ``size`` are multiples of the ISA's smallest page. The builder picks
     the largest pages that fit and are no larger than ``largest_page`` (0: no bound).

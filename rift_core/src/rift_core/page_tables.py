@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import threading
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rift_core.errors import MappingError
@@ -29,6 +30,12 @@ _OWN_ROOT = (1 << 64) - 1  # the top-level table that the builder has made
 _CHUNK = 4096  # pages that one native look at accessed and dirty bits returns
 
 
+@cache
+def _functions(lib: Any, prefix: str) -> dict[str, Any]:
+    names = ("set_regions", "add", "root", "free", "map", "unmap", "protect", "walk", "accessed")
+    return {name: getattr(lib, f"{prefix}_tables_{name}") for name in names}
+
+
 class NativePageTables(ABC):
     """Page tables in ``memory``. Nothing can be mapped before :meth:`add_tables` has given them a place.
 
@@ -42,10 +49,7 @@ class NativePageTables(ABC):
         if tables == ffi.NULL:
             raise MemoryError
         self._ffi = ffi
-        self._functions = {
-            name: getattr(lib, f"{prefix}_tables_{name}")
-            for name in ("set_regions", "add", "root", "free", "map", "unmap", "protect", "walk", "accessed")
-        }
+        self._functions = _functions(lib, prefix)
         self._rows = f"struct {prefix}_mapping[]"
         self._pages = f"struct {prefix}_page[]"
         self._page = page

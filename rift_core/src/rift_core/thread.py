@@ -199,8 +199,10 @@ class Thread:
         """Put the vCPU to the entry function, with the arguments of the last start. Its owner, outside the guest."""
         engine, context = self.engine, self.context
         vcpu = context.acquire_vcpu()
-        state = EntryState(self.entry, context.stack_top, engine.root, self.privilege, self._arguments, self._vectors)
-        vcpu.write_registers(engine.isa.thread_registers(engine.system, context.areas, state))
+        state = EntryState(
+            self.entry, context.stack_top, engine.root, self.privilege, self._arguments, self._vectors, engine.abi
+        )
+        context.begin(vcpu, engine.isa.thread_registers(engine.system, context.areas, state))
         if self._overrides:
             vcpu.write_registers(self._overrides)
 

@@ -21,7 +21,11 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 TIME_LIMIT = 1800
 
-_PASSED_ON = ("CI", "PYTEST_ADDOPTS")
+TEST_LIMIT = 1200
+"""Seconds for one test, unless PYTEST_TIMEOUT or pytest's arguments say otherwise: what takes seconds on a CPU takes
+minutes on an emulated one, and more beside other work."""
+
+_PASSED_ON = ("CI", "PYTEST_ADDOPTS", "PYTEST_TIMEOUT")
 _PASSED_ON_PREFIXES = ("RIFT_", "HYPOTHESIS_")
 
 
@@ -32,11 +36,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a command as root in an emulated machine with a /dev/kvm of its own. The repository is "
         "there, at the same path; what the command writes is gone afterwards.",
         epilog=f"The exit status is the command's, {qemu.TIME_OUT} when the time is over, {qemu.FAILED} when the "
-        "machine failed. Environment variables CI, PYTEST_ADDOPTS, RIFT_* and HYPOTHESIS_* are passed on. "
-        f"{cache.FOLDER_VARIABLE} names the folder that keeps what machines are made of. See docs/lab.md.",
+        "machine failed. Environment variables CI, PYTEST_ADDOPTS, PYTEST_TIMEOUT, RIFT_* and HYPOTHESIS_* are passed "
+        f"on. {cache.FOLDER_VARIABLE} names the folder that keeps what machines are made of. See docs/lab.md.",
     )
     parser.add_argument("machine", metavar="MACHINE", choices=MACHINES, help=" or ".join(MACHINES))
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, metavar="SECONDS", help="0: none; %(default)s")
+    parser.add_argument("--boot-limit", type=float, default=qemu.BOOT_LIMIT, metavar="SECONDS", help="%(default)s")
     parser.add_argument("--cpu", help="as QEMU's -cpu")
     parser.add_argument("--cpus", type=int, metavar="NUMBER", help="CPUs of the machine")
     parser.add_argument("--memory", type=int, metavar="MIB", help="memory of the machine")
@@ -71,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 variables=_variables(options.env),
                 writable=options.writable.resolve(strict=True) if options.writable else None,
                 time_limit=options.time_limit,
+                boot_limit=options.boot_limit,
                 verbose=options.verbose,
             )
     except (LabError, OSError) as error:
@@ -93,6 +99,7 @@ def _variables(names: Sequence[str]) -> dict[str, str]:
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "TERM": "dumb",
+        "PYTEST_TIMEOUT": str(TEST_LIMIT),
     }
     names = (*_PASSED_ON, *names)
     variables |= {n: v for n, v in os.environ.items() if n in names or n.startswith(_PASSED_ON_PREFIXES)}

@@ -27,6 +27,9 @@ TIME_OUT = 124
 FAILED = 125
 """Exit statuses of the lab itself: the time is over; the machine did not come up, or died."""
 
+BOOT_LIMIT = 300
+"""Seconds until the machine must be up: fifty times what it takes where nothing else runs."""
+
 _PARAMETERS = (
     "quiet panic=-1 nokaslr mitigations=off audit=0 nowatchdog random.trust_cpu=on rcupdate.rcu_expedited=1 "
     "cryptomgr.notests lsm="
@@ -74,12 +77,15 @@ def run(
     variables: Mapping[str, str],
     writable: Path | None,
     time_limit: float,
+    boot_limit: float,
     verbose: bool,
 ) -> int:
     """Run ``command`` in ``directory`` of the machine; its exit status.
 
     :param folder: of :func:`run_folder`.
-    :raises LabError: the machine ended without a result.
+    :param time_limit: seconds for boot and command; 0: any number.
+    :param boot_limit: seconds for the boot.
+    :raises LabError: the machine ended without a result, or did not boot.
     """
     _write_session(folder, machine, command, directory, variables, writable)
     start = time.monotonic()
@@ -93,7 +99,10 @@ def run(
         start_new_session=True,  # Ctrl-C comes to this process, which ends QEMU
     )
     try:
-        status = process.wait(time_limit or None)
+        if time_limit == 0 or boot_limit < time_limit:
+            _wait_for_boot(process, folder, boot_limit)
+        rest = max(start + time_limit - time.monotonic(), 0) if time_limit else None
+        status = process.wait(rest)
     except subprocess.TimeoutExpired:
         say(f"the time limit of {time_limit:.0f} s is over")
         return TIME_OUT
@@ -104,6 +113,20 @@ def run(
         for output in outputs:
             output.finish()
     return _result(folder, status, start, verbose)
+
+
+def _wait_for_boot(process: subprocess.Popen[bytes], folder: Path, limit: float) -> None:
+    """Wait until guest/init has put the file system together, or QEMU has ended.
+
+    :raises LabError: neither within ``limit`` seconds.
+    """
+    end = time.monotonic() + limit
+    while not (folder / "booted").exists():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+            return
+        if time.monotonic() > end:
+            raise LabError(f"the machine has not booted within {limit:.0f} s; --verbose shows its console")
 
 
 def _result(folder: Path, status: int, start: float, verbose: bool) -> int:

@@ -1,8 +1,8 @@
 """Calling a C function and reading its result: AAPCS64, "Parameter passing" and "Result return".
 
 The first eight integers go to X0 to X7, the first eight floating-point numbers to V0 to V7, everything else to the
-stack in order, eight bytes each; SP is a multiple of 16. (Apple's variant packs what goes to the stack more densely:
-a function built for it gets arguments of less than eight bytes wrong there.)
+stack in order; SP is a multiple of 16. An argument takes eight bytes there; where ``EntryState.abi`` is "apple", its
+own size, at a multiple of that (Apple: "Writing ARM64 code for Apple platforms").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rift_core.errors import AddressError
 
 if TYPE_CHECKING:
-    from rift_core.isa import Area, EntryState, RegisterAccess, ResultType
+    from rift_core.isa import Area, Argument, EntryState, RegisterAccess, ResultType
 
 INTEGER_REGISTERS = tuple(f"x{number}" for number in range(8))
 VECTOR_REGISTERS = tuple(f"v{number}" for number in range(8))
@@ -28,7 +28,7 @@ def place_arguments(registers: dict[str, int], state: EntryState, stack: Area, r
     :raises AddressError: the stack has no room for them.
     """
     integers = floats = 0
-    rest: list[int] | None = None
+    rest: list[Argument] | None = None
     for argument in state.arguments:
         if argument.kind == "integer":
             if integers < 8:
@@ -41,18 +41,31 @@ def place_arguments(registers: dict[str, int], state: EntryState, stack: Area, r
             continue
         if rest is None:
             rest = []
-        rest.append(argument.value & _MASK)
+        rest.append(argument)
     registers["x30"] = return_address
     offset = state.stack - stack.virtual
     if rest is not None:
-        offset = (offset - 8 * len(rest)) & ~15
+        placed = _packed(rest) if state.abi == "apple" else b"".join([_bytes(argument, 8) for argument in rest])
+        offset = (offset - len(placed)) & ~15
     if not 0 <= offset <= stack.host.nbytes:
         raise AddressError(
             f"the stack {stack.virtual:#x}-{stack.end:#x} has no room for a call with {len(state.arguments)} arguments"
         )
     registers["sp"] = stack.virtual + offset
     if rest is not None:
-        struct.pack_into(f"<{len(rest)}Q", stack.host, offset, *rest)
+        stack.host[offset : offset + len(placed)] = placed
+
+
+def _bytes(argument: Argument, size: int) -> bytes:
+    return (argument.value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+
+def _packed(arguments: list[Argument]) -> bytes:
+    """What lies on the stack, each argument aligned to its own size."""
+    placed = bytearray()
+    for argument in arguments:
+        placed += bytes(-len(placed) % argument.size) + _bytes(argument, argument.size)
+    return bytes(placed)
 
 
 def read_result(value: int, vcpu: RegisterAccess, kind: ResultType) -> int | float | None:

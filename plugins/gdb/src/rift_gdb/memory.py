@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rift_core.memory import Walk
 
 _TOP = 1 << 64
+_ROOT_BITS = 47  # no ISA chooses page tables by an address's bits below
 
 
 class Piece(NamedTuple):
@@ -37,6 +38,7 @@ class View:
     def __init__(self, engine: Engine, roots: Callable[[Gva], Gpa] | None = None, *, physical: bool = False) -> None:
         self._engine = engine
         self._roots = roots
+        self._known: dict[int, Gpa] = {}  # roots by the upper bits of addresses, which alone decide
         self.physical = physical
 
     def walk(self, address: int) -> Walk:
@@ -46,7 +48,9 @@ class View:
         space = self._engine.space
         if self._roots is None:
             return space.walk(Gva(address))
-        root = self._roots(Gva(address))
+        root = self._known.get(address >> _ROOT_BITS)
+        if root is None:
+            root = self._known[address >> _ROOT_BITS] = self._roots(Gva(address))
         return space.walk(Gva(address), None if root == space.root else root)
 
     def pieces(self, address: int, size: int) -> Iterator[Piece]:
@@ -91,19 +95,6 @@ class View:
         :raises AddressError: some of it cannot be read.
         """
         return b"".join(bytes(piece.host) for piece in self.pieces(address, size))
-
-    def read_some(self, address: int, size: int) -> bytes:
-        """As much as can be read from the start.
-
-        :raises AddressError: nothing can be.
-        """
-        parts: list[bytes] = []
-        try:
-            parts.extend(bytes(piece.host) for piece in self.pieces(address, size))
-        except AddressError:
-            if not parts:
-                raise
-        return b"".join(parts)
 
     def write(self, address: int, data: bytes) -> None:
         """All of it or nothing, whatever the page permissions say.

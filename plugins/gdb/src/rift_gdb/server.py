@@ -19,6 +19,7 @@ from rift_gdb.connection import ClientGoneError, Connection, Event
 from rift_gdb.errors import PacketError
 from rift_gdb.exit_counter import ExitCounter
 from rift_gdb.listener import Listener
+from rift_gdb.payloads import Payloads
 from rift_gdb.session import Session
 from rift_gdb.stop_reply import end_reply, stop_reply
 from rift_gdb.stops import SIGTRAP, Plan, StopEvent
@@ -64,6 +65,7 @@ class Server:
         self._closing = False
         self._session: Session | None = None
         self.counter = ExitCounter()
+        self.payloads = Payloads(engine)
         self._last: tuple[GuestThread, StopEvent] | None = None
         self._came = threading.Condition()
         self._clients = 0
@@ -99,11 +101,14 @@ class Server:
         """How many debuggers have come so far."""
         return self._clients
 
-    @property
-    def image_path(self) -> Path | None:
-        """The payload's file."""
-        path = self._engine.plan.binary.path
-        return path.absolute() if path is not None and path.is_file() else None
+    def add_payload(self, path: str | Path, address: int) -> None:
+        """Tell debuggers of an executable that was put into guest memory beside the machine's own.
+
+        :param address: where its first segment stands.
+        :raises ConfigError: there is no such file, or it is no address.
+        """
+        self.payloads.add(path, address)
+        self._wake()
 
     def wait_for_client(self, timeout: float | None = None) -> bool:
         """Wait until a debugger has come; False: it has not, in ``timeout`` seconds."""
@@ -209,6 +214,8 @@ class Server:
             session.connection.send(session.error(PacketError("the packet is damaged")))
         elif event is Event.READABLE:
             self._drain()
+            if session.awaiting and session.has_news:
+                self.target.interrupt("payloads")
 
     def _leave(self, session: Session) -> None:
         """What becomes of the guest when its client goes."""
@@ -250,6 +257,9 @@ class Server:
 
         :raises PacketError: it cannot.
         """
+        if session.has_news and self.target.threads:
+            session.connection.send(stop_reply(session, session.thread(), StopEvent("payloads", 0)))
+            return
         session.hide_images()
         self.target.resume(plans, rest, deliver)
         session.awaiting = True

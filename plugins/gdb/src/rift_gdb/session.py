@@ -13,6 +13,7 @@ from rift_gdb.packets import registry
 if TYPE_CHECKING:
     from rift_gdb.guest_thread import GuestThread
     from rift_gdb.memory import View
+    from rift_gdb.payloads import Payload
     from rift_gdb.server import Server
     from rift_gdb.target import Target
 
@@ -38,6 +39,7 @@ class Session:
         self.after: str = ""  # what is to become of the guest: "", "detached", "killed"
         self.awaiting = False  # the client waits for a stop
         self.files: dict[int, bytes] = {}
+        self.known_payloads: tuple[Payload, ...] | None = None  # as the client has read them last; None: not yet
         self.states: dict[int, dict[str, int]] = {}  # saved registers
 
     @property
@@ -49,6 +51,12 @@ class Session:
     def is_lldb(self) -> bool:
         """Whether it has asked for something that only LLDB knows."""
         return self.lists_threads or self.error_strings
+
+    @property
+    def has_news(self) -> bool:
+        """Whether payloads have come since the client has read the list: GDB wants to hear of it, LLDB does not."""
+        known = self.known_payloads
+        return known is not None and known != self.server.payloads.added and not self.is_lldb
 
     # -- threads and memory ----------------------------------------------------------------------
 

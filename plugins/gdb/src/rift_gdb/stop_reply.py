@@ -68,6 +68,9 @@ def _reason(session: Session, stop: StopEvent) -> list[str]:
         words.append("hwbreak:")
     if stop.reason == "watch":
         words.append(f"{_WATCH_KEYS[stop.access]}:{stop.address:x}")
+    if stop.reason == "payloads":
+        words.append("library:")
+        session.known_payloads = session.server.payloads.added
     reason = _LLDB_REASONS.get(stop.reason)
     if reason is not None and session.is_lldb:
         words.append(f"reason:{reason}")

@@ -16,8 +16,9 @@ SIGINT, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGKILL, SIGBUS, SIGSEGV = 2, 4, 5, 6,
 SIGNALS = {"SIGILL": SIGILL, "SIGTRAP": SIGTRAP, "SIGFPE": SIGFPE, "SIGBUS": SIGBUS, "SIGSEGV": SIGSEGV}
 """By the names that an ISA gives its faults (``IsaDebug.signal``)."""
 
-Reason = Literal["attach", "interrupt", "step", "over", "breakpoint", "hardware", "watch", "trap", "fault"]
-"""``over``: the step off a breakpoint, which no client hears of; ``trap``: a breakpoint of the program's own."""
+Reason = Literal["attach", "interrupt", "step", "over", "breakpoint", "hardware", "watch", "trap", "fault", "payloads"]
+"""``over``: the step off a breakpoint, which no client hears of; ``trap``: a breakpoint of the program's own;
+``payloads``: there are more of them, and the client is to go on when it has looked."""
 
 
 @dataclass(frozen=True, slots=True)

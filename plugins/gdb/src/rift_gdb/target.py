@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rift_core.engine import Gate
 from rift_core.errors import RiftError, StateError
@@ -87,7 +87,7 @@ class Target(Inspection):
         with self._lock:
             self._reports.clear()
 
-    def interrupt(self) -> None:
+    def interrupt(self, reason: Literal["interrupt", "payloads"] = "interrupt") -> None:
         """Stop everything, and have :meth:`collect` tell of it."""
         if not self.running:
             return
@@ -98,7 +98,7 @@ class Target(Inspection):
         thread = next((t for t in self._plans if t.held and t.context.running), None)
         thread = thread or next((t for t in self.threads if t.held), None) or next(iter(self.threads), None)
         if thread is not None:
-            thread.stop = StopEvent("interrupt", SIGINT)
+            thread.stop = StopEvent(reason, SIGINT if reason == "interrupt" else 0)
             self._report(thread)
 
     def _halt(self) -> None:

@@ -13,7 +13,6 @@ C holds closes it, so that nobody can append, or exceed the limit, while Python 
 from __future__ import annotations
 
 import threading
-import weakref
 from typing import TYPE_CHECKING, Literal
 
 from rift_core.errors import LimitError, RiftError, again
@@ -146,11 +145,6 @@ class Console:
 
 _UNLIMITED = 1 << 63
 
-# The handlers own their console; a stream of the user's may refer to the machine.
-_consoles: weakref.WeakKeyDictionary[HostMachine, weakref.WeakValueDictionary[object, Console]]
-_consoles = weakref.WeakKeyDictionary()
-_consoles_lock = threading.Lock()
-
 
 def shared_console(machine: HostMachine, stream: str, escape: Literal["auto"] | bool) -> Console:
     """The machine's console for ``stream``: one for all handlers that name it, so that their bytes keep their order.
@@ -158,14 +152,12 @@ def shared_console(machine: HostMachine, stream: str, escape: Literal["auto"] | 
     :raises ConfigError: ``stream`` is a path that cannot be opened for writing.
     """
     given = machine.console_stream
-    key = (stream if given is None else None, escape)
-    with _consoles_lock:
-        consoles = _consoles.setdefault(machine, weakref.WeakValueDictionary())
-        console = consoles.get(key)
-        if console is None:
-            output = Output(stream if given is None else given, escape)
-            console = consoles[key] = Console(output, machine.limits.console_bytes)
-        return console
+    key = (Console, stream if given is None else None, escape)
+    console: Console | None = machine.shared.get(key)
+    if console is None:
+        output = Output(stream if given is None else given, escape)
+        console = machine.shared[key] = Console(output, machine.limits.console_bytes)
+    return console
 
 
 __all__ = ["Console", "shared_console"]

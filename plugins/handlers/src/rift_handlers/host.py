@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rift_core.memory import Gpa, Walk
@@ -37,6 +37,10 @@ class HostMachine(Protocol):
     @property
     def memory(self) -> Bytes:
         """Guest-physical memory."""
+
+    @property
+    def shared(self) -> dict[object, Any]:
+        """What handlers of different tables have in common."""
 
     @property
     def console_stream(self) -> TextIO | BinaryIO | None:

@@ -51,7 +51,7 @@ class Output:
 
     def __init__(self, target: Any, escape: Literal["auto"] | bool = "auto") -> None:
         self.name = "the given stream"
-        self.interactive = False
+        self._interactive = False
         self._escape = escape
         if isinstance(target, str):
             self.name = _NAMES.get(target, target)
@@ -63,7 +63,13 @@ class Output:
         self._sink: Any = None  # what is written to: the stream, or the binary one inside it
         self._decoder: Decoder | None = None  # None: bytes pass as they are
         self._takes_text = False
-        self._refresh()
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody looks at it on a terminal."""
+        if self._stream is None:
+            self._refresh()
+        return self._interactive
 
     def write(self, data: bytes, *, final: bool = False) -> None:
         """Write and flush. ``final``: an unfinished character at the end does not wait for the rest of it.
@@ -102,8 +108,8 @@ class Output:
         if stream is self._stream:
             return
         self._stream = stream
-        self.interactive = _is_terminal(stream)
-        escape = self.interactive if self._escape == "auto" else self._escape
+        self._interactive = _is_terminal(stream)
+        escape = self._interactive if self._escape == "auto" else self._escape
         self._takes_text = stream is not None and _takes_text(stream)
         self._sink = stream
         if self._takes_text and not escape and hasattr(stream, "buffer"):

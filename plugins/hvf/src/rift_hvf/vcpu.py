@@ -149,6 +149,12 @@ class HvfVCpu:
                 raise HypervisorError("inject_interrupt", 0, f"{vector} is not the vector of an interrupt")
             raise_error(self._error)
 
+    def drop_events(self) -> None:
+        """Forget what was to be delivered or reported and has not been. See ``rift_core.backend.VCpu.drop_events``."""
+        self._check_owner()
+        if lib.rift_hvf_vcpu_drop_events(self._native, self._error):
+            raise_error(self._error)
+
     def set_debug(
         self,
         *,

@@ -36,6 +36,10 @@ static void *new_config(void) {
     return config;
 }
 
+static unsigned usual_ipa_bits(void) {
+    return stand_in_options.ipa_bits ? stand_in_options.ipa_bits : DEFAULT_IPA_BITS;
+}
+
 #ifndef OLD_MACOS
 EXPORT void *hv_vm_config_create(void) {
     return new_config();
@@ -49,7 +53,7 @@ EXPORT int hv_vm_config_get_max_ipa_size(uint32_t *bits) {
 
 EXPORT int hv_vm_config_get_default_ipa_size(uint32_t *bits) {
     CALL();
-    *bits = DEFAULT_IPA_BITS;
+    *bits = usual_ipa_bits();
     return HV_SUCCESS;
 }
 
@@ -107,7 +111,7 @@ EXPORT int hv_vm_create(void *object) {
         status = HV_UNSUPPORTED;
     } else {
         machine = calloc(1, sizeof(*machine));
-        machine->ipa_bits = config ? config->ipa_bits : DEFAULT_IPA_BITS;
+        machine->ipa_bits = config ? config->ipa_bits : usual_ipa_bits();
     }
     pthread_mutex_unlock(&machine_lock);
     return status;
@@ -212,8 +216,13 @@ EXPORT int mach_timebase_info(uint32_t ratio[2]) {
 
 /* -- vCPUs ---------------------------------------------------------------------------------------------------------------- */
 
+static struct vcpu **place_of(uint64_t number) {
+    number -= stand_in_options.first_id;
+    return machine && number < MOST_VCPUS ? &machine->vcpus[number] : 0;
+}
+
 static struct vcpu *own(uint64_t number) {
-    struct vcpu *vcpu = machine && number < MOST_VCPUS ? machine->vcpus[number] : 0;
+    struct vcpu *vcpu = place_of(number) ? *place_of(number) : 0;
     if (!vcpu || !pthread_equal(vcpu->owner, pthread_self())) {
         stand_in_violation("vCPU %lu is not this thread's", (unsigned long)number);
         return 0;
@@ -231,6 +240,7 @@ static void vcpu_free(struct vcpu *vcpu) {
         uc_context_free(vcpu->context);
     if (vcpu->engine)
         uc_close(vcpu->engine);
+    memset(vcpu->exit, 0xA5, sizeof(*vcpu->exit)); /* nobody looks at it any more */
     free(vcpu->exit);
     free(vcpu);
 }
@@ -270,7 +280,7 @@ EXPORT int hv_vcpu_create(uint64_t *number, struct exit_info **exit, void *confi
         struct vcpu *vcpu = vcpu_new();
         status = vcpu ? HV_SUCCESS : HV_ERROR;
         machine->vcpus[at] = vcpu;
-        *number = at;
+        *number = at + stand_in_options.first_id;
         *exit = vcpu ? vcpu->exit : 0;
     }
     pthread_mutex_unlock(&machine_lock);
@@ -281,7 +291,7 @@ EXPORT int hv_vcpu_destroy(uint64_t number) {
     CALL();
     OWN(vcpu, number);
     pthread_mutex_lock(&machine_lock);
-    machine->vcpus[number] = 0;
+    *place_of(number) = 0;
     pthread_mutex_unlock(&machine_lock);
     vcpu_free(vcpu);
     return HV_SUCCESS;
@@ -307,7 +317,7 @@ EXPORT int hv_vcpus_exit(uint64_t *numbers, uint32_t count) {
     int status = HV_SUCCESS;
     pthread_mutex_lock(&machine_lock);
     for (uint32_t at = 0; at < count; ++at) {
-        struct vcpu *vcpu = machine && numbers[at] < MOST_VCPUS ? machine->vcpus[numbers[at]] : 0;
+        struct vcpu *vcpu = place_of(numbers[at]) ? *place_of(numbers[at]) : 0;
         if (!vcpu) {
             status = HV_BAD_ARGUMENT;
             continue;
@@ -370,7 +380,7 @@ EXPORT int hv_vcpu_get_sys_reg(uint64_t number, uint16_t which, uint64_t *value)
 EXPORT int hv_vcpu_set_sys_reg(uint64_t number, uint16_t which, uint64_t value) {
     CALL();
     OWN(vcpu, number);
-    if (!state_knows_system(which))
+    if (!state_knows_system(which) || (which == S_MPIDR && stand_in_options.fixed_numbers))
         return HV_BAD_ARGUMENT;
     state_set_system(vcpu, which, value);
     return HV_SUCCESS;

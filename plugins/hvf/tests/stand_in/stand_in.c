@@ -79,18 +79,31 @@ static void fail_later(const char *text) {
 }
 
 static void control_word(const char *word) {
-    if (strcmp(word, "deny") == 0)
-        stand_in_options.deny = 1;
-    else if (strcmp(word, "unsupported") == 0)
-        stand_in_options.unsupported = 1;
-    else if (strcmp(word, "lose_kicks") == 0)
-        stand_in_options.lose_kicks = 1;
-    else if (strcmp(word, "reset") == 0)
+    static const struct {
+        const char *word;
+        int *option;
+    } options[] = {
+        {"deny", &stand_in_options.deny},
+        {"unsupported", &stand_in_options.unsupported},
+        {"lose_kicks", &stand_in_options.lose_kicks},
+        {"demanding", &stand_in_options.demanding},
+        {"no_native_msrs", &stand_in_options.no_native_msrs},
+        {"no_deadlines", &stand_in_options.no_deadlines},
+        {"fixed_numbers", &stand_in_options.fixed_numbers},
+    };
+    for (unsigned at = 0; at < sizeof(options) / sizeof(options[0]); ++at)
+        if (strcmp(word, options[at].word) == 0) {
+            *options[at].option = 1;
+            return;
+        }
+    if (strcmp(word, "reset") == 0)
         reset();
     else if (strncmp(word, "fail=", 5) == 0)
         fail_later(word + 5);
     else if (sscanf(word, "spurious_ept=%u", &stand_in_options.spurious_ept) != 1 &&
-             sscanf(word, "irq=%u", &stand_in_options.irq) != 1)
+             sscanf(word, "irq=%u", &stand_in_options.irq) != 1 &&
+             sscanf(word, "first_id=%u", &stand_in_options.first_id) != 1 &&
+             sscanf(word, "ipa_bits=%u", &stand_in_options.ipa_bits) != 1)
         stand_in_violation("unknown word %s", word);
 }
 

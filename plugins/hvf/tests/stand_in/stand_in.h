@@ -8,6 +8,12 @@
  *   spurious_ept=N       every N-th entry to the guest is an EPT violation of memory that is mapped
  *   irq=N                every N-th entry to the guest is an exit for an interrupt of the host, or CANCELED
  *   lose_kicks           a request to exit that comes while the vCPU is outside the guest is lost
+ *   first_id=N           the numbers of vCPUs begin at N
+ *   demanding            (Intel) more bits of the control words must be 1
+ *   no_native_msrs       (Intel) no MSR can be made native
+ *   no_deadlines         (Intel) hv_vcpu_run_until answers HV_UNSUPPORTED
+ *   ipa_bits=N           (Apple silicon) the usual size of guest-physical addresses
+ *   fixed_numbers        (Apple silicon) MPIDR_EL1 cannot be written
  *   reset                none of these */
 #ifndef STAND_IN_H
 #define STAND_IN_H
@@ -30,8 +36,8 @@
 #define HV_UNSUPPORTED ((int)0xfae9400f)
 
 struct stand_in_options {
-    int deny, unsupported, lose_kicks;
-    unsigned spurious_ept, irq;
+    int deny, unsupported, lose_kicks, demanding, no_native_msrs, no_deadlines, fixed_numbers;
+    unsigned spurious_ept, irq, first_id, ipa_bits;
 };
 
 extern struct stand_in_options stand_in_options;

@@ -183,9 +183,14 @@ EXPORT int hv_vm_unmap(uint64_t gpa, size_t bytes) {
 
 /* -- vCPUs -------------------------------------------------------------------------------------------------- */
 
+static struct vcpu **place_of(uint32_t number) {
+    number -= stand_in_options.first_id;
+    return machine && number < MOST_VCPUS ? &machine->vcpus[number] : 0;
+}
+
 /* The vCPU, if it belongs to the calling thread. */
 static struct vcpu *own(uint32_t number) {
-    struct vcpu *vcpu = machine && number < MOST_VCPUS ? machine->vcpus[number] : 0;
+    struct vcpu *vcpu = place_of(number) ? *place_of(number) : 0;
     if (!vcpu || !pthread_equal(vcpu->owner, pthread_self())) {
         stand_in_violation("vCPU %u is not this thread's", number);
         return 0;
@@ -254,7 +259,7 @@ EXPORT int hv_vcpu_create(uint32_t *number, uint64_t flags) {
         }
         vcpu->system_valid = vcpu->system_changed = vcpu->general_changed = 1;
         machine->vcpus[at] = vcpu;
-        *number = at;
+        *number = at + stand_in_options.first_id;
         status = HV_SUCCESS;
     }
     pthread_rwlock_unlock(&machine->lock);
@@ -270,7 +275,7 @@ EXPORT int hv_vcpu_destroy(uint32_t number) {
     OWN(vcpu, number);
     pthread_mutex_lock(&machine_lock); /* hv_vcpu_interrupt looks at it from other threads */
     pthread_rwlock_wrlock(&machine->lock);
-    machine->vcpus[number] = 0;
+    *place_of(number) = 0;
     machine->spare[machine->spares] = vcpu->fd;
     machine->spare_run[machine->spares] = vcpu->run;
     machine->spares += 1;
@@ -357,7 +362,7 @@ static int is_native(const struct vcpu *vcpu, uint32_t msr) {
 EXPORT int hv_vcpu_enable_native_msr(uint32_t number, uint32_t msr, bool enable) {
     CALL();
     OWN(vcpu, number);
-    if (!may_be_native(msr) || !enable || vcpu->natives == MOST_NATIVE)
+    if (stand_in_options.no_native_msrs || !may_be_native(msr) || !enable || vcpu->natives == MOST_NATIVE)
         return HV_BAD_ARGUMENT;
     if (!is_native(vcpu, msr)) {
         uint64_t zero = 0; /* the KVM vCPU may have belonged to another */
@@ -417,8 +422,8 @@ static int is_control(uint32_t field, uint64_t value) {
     static const uint32_t fields[5] = {F_PIN, F_CPU, F_CPU2, F_ENTRY, F_EXIT};
     for (unsigned at = 0; at < 5; ++at)
         if (field == fields[at])
-            return (value & (uint32_t)control_words[at]) == (uint32_t)control_words[at] &&
-                   !(value & ~(control_words[at] >> 32));
+            return (value & (uint32_t)control_word(at)) == (uint32_t)control_word(at) &&
+                   !(value & ~(control_word(at) >> 32));
     return 1;
 }
 
@@ -454,7 +459,7 @@ EXPORT int hv_vmx_read_capability(uint32_t which, uint64_t *value) {
     static const uint8_t order[5] = {0, 1, 2, 3, 4}; /* PIN, PROC, PROC2, ENTRY, EXIT */
     if (which > 4)
         return HV_BAD_ARGUMENT;
-    *value = control_words[order[which]];
+    *value = control_word(order[which]);
     return HV_SUCCESS;
 }
 
@@ -527,7 +532,7 @@ EXPORT int hv_vcpu_run(uint32_t number) {
 EXPORT int hv_vcpu_run_until(uint32_t number, uint64_t deadline) {
     CALL();
     OWN(vcpu, number);
-    if (deadline != ~UINT64_C(0))
+    if (deadline != ~UINT64_C(0) || stand_in_options.no_deadlines)
         return HV_UNSUPPORTED;
     return run(vcpu);
 }
@@ -538,7 +543,7 @@ EXPORT int hv_vcpu_interrupt(uint32_t *numbers, unsigned count) {
     pthread_mutex_lock(&machine_lock);
     int status = machine ? HV_SUCCESS : HV_NO_DEVICE;
     for (unsigned at = 0; machine && at < count; ++at) {
-        struct vcpu *vcpu = numbers[at] < MOST_VCPUS ? machine->vcpus[numbers[at]] : 0;
+        struct vcpu *vcpu = place_of(numbers[at]) ? *place_of(numbers[at]) : 0;
         if (!vcpu) {
             status = HV_BAD_ARGUMENT;
             continue;

@@ -72,7 +72,7 @@ int state_debug_register(struct vcpu *vcpu, unsigned number, uint64_t *value, in
 /* x86_64_entry.c: the checks of VM entry (Intel SDM volume 3, 26.2 and 26.3), as far as they concern what a
  * hypervisor sets. Returns NULL, or what is wrong. */
 const char *entry_check(const struct vcpu *vcpu);
-extern uint64_t control_words[5];
+uint64_t control_word(unsigned at);
 
 /* x86_64_exits.c: the exit that KVM gave, as a VMX exit. Returns an hv_return_t. */
 int exit_translate(struct vcpu *vcpu);

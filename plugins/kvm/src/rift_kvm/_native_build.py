@@ -16,6 +16,7 @@ ISA = {
         "kvm_x86_64.c",
         "kvm_x86_64_exits.c",
         "kvm_x86_64_groups.c",
+        "kvm_x86_64_reset.c",
         "kvm_x86_64_registers.c",
         "rift_xsave.c",
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from rift_core.exits import ExitKind
@@ -44,6 +45,7 @@ class Host:
     level: str  # the supervisor's, in messages
 
 
+@cache
 def host_isa() -> str | None:
     """The ISA of guests on this machine, None where KVM has no binding."""
     return ISAS.get(os.uname().machine)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PVM_GPA_BITS = 46
 """kvm_pvm takes guest-physical addresses below 2^46 only."""
 
+_SOFTWARE_CPU = "QEMU TCG CPU"
+"""How the brand string of QEMU's software CPUs begins (QEMU: target/i386/cpu.c, models max and base)."""
+
 
 def machine(measured: Measured) -> str:
     """Which module serves the device: what is loaded, and where that cannot be seen, how it behaves.
@@ -26,16 +29,24 @@ def machine(measured: Measured) -> str:
     loaded = [name for name in ("pvm", "amd", "intel") if os.path.isdir(f"/sys/module/kvm_{name}")]
     if "software_interrupts" not in measured.capabilities and (loaded == [] or "pvm" in loaded):
         return "kvm-pvm"
-    if "amd" in loaded and "intel" not in loaded:
-        return "kvm-svm"
+    cpu = _first_cpu()
+    flags = cpu.get("flags", "").split()
     if "intel" in loaded and "amd" not in loaded:
         return "kvm-vmx"
+    if ("amd" in loaded and "intel" not in loaded) or "svm" in flags:
+        return "kvm-svm-emulated" if cpu.get("model name", "").startswith(_SOFTWARE_CPU) else "kvm-svm"
+    return "kvm-vmx" if "vmx" in flags else "kvm-unknown"
+
+
+def _first_cpu() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first CPU; empty where it cannot be read."""
     try:
         with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
+            text = file.read().partition("\n\n")[0]
     except OSError:
-        flags = []
-    return "kvm-svm" if "svm" in flags else "kvm-vmx" if "vmx" in flags else "kvm-unknown"
+        return {}
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 def gpa_bits(config: KvmConfig, machine: str) -> int:

@@ -154,6 +154,11 @@ class KvmVCpu:
         """
         self._require("inject_interrupt")
 
+    def drop_events(self) -> None:
+        """Forget what was to be delivered or reported and has not been. See ``rift_core.backend.VCpu.drop_events``."""
+        self._check_owner()
+        check(lib.rift_kvm_vcpu_drop_events(self._native, self._error), self._error)
+
     def set_debug(
         self,
         *,

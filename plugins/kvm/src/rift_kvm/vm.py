@@ -98,6 +98,10 @@ def description(device: str, binding: Binding) -> bytes:
     return bytes(ffi.buffer(shared.description, shared.size))
 
 
+def _place(region: MemoryRegion) -> str:
+    return f"guest-physical {region.guest_address:#x}-{region.end:#x} {region.name}".rstrip()
+
+
 class KvmVm:
     """A VM. See ``rift_core.backend.Vm`` for the contract.
 
@@ -170,10 +174,9 @@ class KvmVm:
         :raises HypervisorError: misaligned, beyond the address space, or overlapping; nothing has changed then.
         """
         writable = Permission.WRITE in region.permissions
-        hint = f"guest-physical {region.guest_address:#x}-{region.end:#x} {region.name}".rstrip()
         buffer = region.host
         if writable and buffer.readonly:
-            raise HypervisorError("KVM_SET_USER_MEMORY_REGION", 0, f"{hint}: the host buffer is read-only")
+            raise HypervisorError("KVM_SET_USER_MEMORY_REGION", 0, f"{_place(region)}: the host buffer is read-only")
         # Not ffi.from_buffer: collected as part of a cycle, it releases a memoryview that is gone already.
         address = ffi.cast("void *", buffer_address(buffer))
         with HELD, self.lock:
@@ -181,7 +184,8 @@ class KvmVm:
             status = lib.rift_kvm_vm_map(
                 self.native, region.guest_address, address, buffer.nbytes, writable, self._error
             )
-            check(status, self._error, hint)
+            if status < 0:
+                raise_error(self._error, _place(region))
             self._regions[region.guest_address] = buffer
 
     def unmap_memory(self, guest_address: Gpa) -> None:
@@ -245,7 +249,8 @@ class KvmVm:
                     self.native, kind, where.start, where.stop - 1, native.address, native.context, handler.fallback,
                     self._error,
                 )  # fmt: skip
-                check(status, self._error, f"exit handler {handler.name!r}, {kind.name}")
+                if status < 0:
+                    raise_error(self._error, f"exit handler {handler.name!r}, {kind.name}")
             self._handlers.append(native)
 
     def create_vcpu(self, index: int) -> KvmVCpu:

@@ -163,6 +163,7 @@ def _load(path: Path, config: MachoConfig, isa: str) -> Binary | None:
         symbols=symbols,
         owner=image,
         slide=slide,
+        abi="apple" if structure.isa == "aarch64" else "",  # on x86-64 Apple's convention is everybody's
     )
 
 

@@ -9,6 +9,7 @@ from macholib import mach_o
 from macholib.ptypes import sizeof
 
 from rift_core.errors import BinaryError
+from rift_core.memory import Permission
 from rift_loader_macho._native import ffi, lib
 from rift_loader_macho.native_error import new_error, printable, raise_error
 
@@ -22,6 +23,9 @@ ISAS = {lib.RIFT_MACHO_X86_64: "x86_64", lib.RIFT_MACHO_ARM64: "aarch64"}
 """Rift's names of the CPU types that can be loaded."""
 
 _HEADER_SIZE = sizeof(mach_o.mach_header_64)
+_SG_READ_ONLY = 0x10
+"""Of segment_command_64.flags: only readable once the pointers in it are set, as __DATA_CONST (<mach-o/loader.h>)."""
+
 _LIBRARIES = frozenset(
     {
         mach_o.LC_LOAD_DYLIB,
@@ -64,7 +68,7 @@ class MachoImage:
 @dataclass(frozen=True, slots=True)
 class Load:
     """One LC_SEGMENT_64: addresses as in the file, without slide. ``at`` is where in the image the command stands;
-    ``offset`` is 0 where ``file_size`` is."""
+    ``offset`` is 0 where ``file_size`` is; ``protection`` is what holds when pointers are set."""
 
     at: int
     name: str
@@ -152,6 +156,9 @@ def _commands(image: MachoImage, summary: Any) -> Iterator[tuple[int, int, int]]
 def _segment(image: MachoImage, at: int) -> Load:
     segment = _parsed(image, mach_o.segment_command_64, at + sizeof(mach_o.load_command))
     file_size = int(segment.filesize)
+    protection = int(segment.initprot) & 7
+    if int(segment.flags) & _SG_READ_ONLY and protection:
+        protection = Permission.READ.value
     return Load(
         at=at,
         name=printable(segment.segname.rstrip(b"\0")),
@@ -159,7 +166,7 @@ def _segment(image: MachoImage, at: int) -> Load:
         memory_size=int(segment.vmsize),
         offset=int(segment.fileoff) if file_size else 0,
         file_size=file_size,
-        protection=int(segment.initprot) & 7,
+        protection=protection,
     )
 
 

@@ -67,6 +67,7 @@ GDT_SIZE = len(_FIXED_GDT) + 16
 GDT_LIMIT = GDT_SIZE - 1
 
 
+@lru_cache(maxsize=64)
 def gdt(task: int) -> bytes:
     """The GDT of a thread whose TSS stands at ``task``."""
     return _FIXED_GDT + struct.pack("<QQ", segment_descriptor(TSS_LIMIT, task, TASK_ATTRIBUTES), task >> 32)

@@ -103,16 +103,27 @@ def cr4(features: CpuFeatures, smap: bool) -> int:
     return value
 
 
+_fixed: dict[tuple[int, int], dict[str, int]] = {}
+
+
 def fixed_registers(features: CpuFeatures, smap: bool) -> dict[str, int]:
-    """What is the same for every thread of a machine."""
+    """What is the same for every thread of a machine; not to be changed."""
+    key = (cr4(features, smap), features.xcr0)
+    known = _fixed.get(key)
+    if known is None:
+        known = _fixed[key] = _fixed_registers(*key)
+    return known
+
+
+def _fixed_registers(cr4_value: int, xcr0: int) -> dict[str, int]:
     registers = dict.fromkeys(GENERAL, 0)
     registers["rflags"] = RFLAGS
     registers.update(_DATA_SEGMENTS)
     registers["ldtr.selector"] = registers["ldtr.base"] = registers["ldtr.limit"] = 0
     registers["ldtr.attributes"] = descriptors.UNUSABLE
-    registers.update({"cr0": CR0, "cr2": 0, "cr4": cr4(features, smap), "cr8": 0, "efer": EFER})
-    if features.xcr0:
-        registers["xcr0"] = features.xcr0 | XCR0_X87
+    registers.update({"cr0": CR0, "cr2": 0, "cr4": cr4_value, "cr8": 0, "efer": EFER})
+    if xcr0:
+        registers["xcr0"] = xcr0 | XCR0_X87
     registers.update(
         {
             "pat": PAT_VALUE,

@@ -54,8 +54,18 @@ _MSRS = {
     "sysenter_eip": "entry point of SYSENTER",
     "apic_base": "where the local APIC stands",
 }
-_FPU_CONTROL = (("fctrl", 16), ("fstat", 16), ("ftag", 16))
-_FPU_POINTERS = (("fiseg", 16), ("fioff", 32), ("foseg", 16), ("fooff", 32), ("fop", 16))
+_FPU_CONTROL = (
+    ("fctrl", 16, "x87 control word"),
+    ("fstat", 16, "x87 status word"),
+    ("ftag", 16, "x87 tag word"),
+    ("fiseg", 16, "selector of the last x87 instruction"),
+    ("fioff", 32, "its offset"),
+    ("foseg", 16, "selector of its operand"),
+    ("fooff", 32, "the operand's offset"),
+    ("fop", 16, "its opcode"),
+)
+_SELECTORS = {"cs": "code segment; its two low bits are the privilege level", "tr": "task state segment",
+              "ldtr": "local descriptor table"}  # fmt: skip
 _FIELDS = {"cr0": bits.CR0, "cr4": bits.CR4, "efer": bits.EFER, "xcr0": bits.XCR0, "dr6": bits.DR6, "dr7": bits.DR7}
 _DEBUGGERS_NAMES = {"kernel_gs_base": "k_gs_base"}
 
@@ -74,7 +84,8 @@ def _segment(segment: str, part: str, width: int) -> Register:
         view = DebugView(_SEGMENTS, f"{segment}_base", 64, group="system")
     elif part == "base" and segment in ("tr", "ldtr"):
         view = DebugView(_SYSTEM, f"{segment}_base", 64, group="system")
-    return Register(f"{segment}.{part}", width, "segment", debug=view)
+    summary = _SELECTORS.get(segment, "") if part == "selector" else ""
+    return Register(f"{segment}.{part}", width, "segment", summary, view)
 
 
 def _system(name: str, width: int, group: str, summary: str = "") -> Register:
@@ -91,12 +102,12 @@ def _table() -> tuple[Register, ...]:
     rows = [_general(name) for name in GENERAL]
     rows.append(Register("rip", 64, "general", "program counter", DebugView(_CORE, "rip", 64, "code_ptr", role="pc")))
     flags = DebugView(_CORE, "eflags", 32, "flags", also="rflags", role="flags", fields=bits.RFLAGS)
-    rows.append(Register("rflags", 64, "flags", debug=flags))
+    rows.append(Register("rflags", 64, "flags", "conditions, interrupts, single step", flags))
     rows += [_segment(segment, part, width) for segment in SEGMENTS for part, width in SEGMENT_PARTS]
     rows += [Register(f"st{n}", 80, "fpu", debug=DebugView(_CORE, f"st{n}", 80, "x87", "float")) for n in range(8)]
     rows += [
-        Register(name, width, "fpu", debug=DebugView(_CORE, name, 32, group="float"))
-        for name, width in (*_FPU_CONTROL, *_FPU_POINTERS)
+        Register(name, width, "fpu", summary, DebugView(_CORE, name, 32, group="float"))
+        for name, width, summary in _FPU_CONTROL
     ]
     rows += [
         Register(f"xmm{n}", 128, "vector", debug=DebugView(_SSE, f"xmm{n}", 128, "vector", "vector")) for n in range(16)

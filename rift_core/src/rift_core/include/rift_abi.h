@@ -16,7 +16,7 @@
  * HALT             guest PC if known    0      0                 -
  * PORT_IO          port                 1,2,4  written value     -          one access (batches are split)
  * MMIO             guest-physical       1..8   written value     -          one access
- * HYPERCALL        number               0      0                 arguments 0..5
+ * HYPERCALL        number               0      0                 arguments 0..5    in the registers named below
  * SYSTEM_REGISTER  MSR / sysreg id      8      written value     -
  * DEBUG            guest PC             0      0                 [0] what: 1 step, 2 software, 3 hardware, 4 watchpoint; [1] data address; [2] raw (DR6, ESR)
  * MEMORY_FAULT     guest-physical       bytes  0                 [0] raw flags
@@ -25,7 +25,11 @@
  * INTERRUPTED      -                    -      0                 -          kick or signal; never dispatched
  * FAIL_ENTRY       guest PC if known    n      suberror          instruction bytes, n of them, packed little-endian in info
  * USER_CALL        number               0      0                 arguments 0..5    made by an ISA's companion
- * UNKNOWN          -                    -      0                 -          see raw_reason */
+ * UNKNOWN          -                    -      0                 -          see raw_reason
+ *
+ * The registers of a HYPERCALL are those of rift_hypercall() in the ISA's guest runtime, on every backend:
+ * x86-64 (VMCALL, VMMCALL; in ring 0 only): RAX; RDI, RSI, RDX, R10, R8, R9, the same as of a USER_CALL; AArch64 (HVC,
+ * SMC): X0; X1 to X6, as the SMC calling convention has it. The answer comes into RAX, X0. */
 enum rift_exit_kind {
     RIFT_EXIT_HALT = 1,
     RIFT_EXIT_PORT_IO = 2,

@@ -20,11 +20,12 @@ from rift_core.testing.aarch64_exceptions import DebugTests, ExceptionTests, Int
 from rift_core.testing.aarch64_host import CallTests, DeviceTests
 from rift_core.testing.aarch64_machine import Machine
 from rift_core.testing.tools import (
+    expect_gap,
+    names_of,
     plugin_module,
     probe_backend,
     require_backend,
     require_capability,
-    skip_expected_gap,
     skip_here,
 )
 
@@ -51,8 +52,8 @@ class Aarch64Behaviour(PagingTests, ExceptionTests, DebugTests, InterruptTests, 
         probe = whole.for_isa("aarch64")
         module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
         name, _ = probe_backend(module)
-        names = (request.node.nodeid, request.node.name, request.node.name.partition("[")[0])
-        skip_expected_gap(probe.machine, names)
+        expect_gap(probe.machine, request.node)
+        names = names_of(request.node)
         require_capability(name, "aarch64", probe, "halt_exit", names)
         for mark in request.node.iter_markers("rift_requires"):
             for need in mark.args:

@@ -33,11 +33,12 @@ from rift_core.testing.guests import Guests, guests_for
 from rift_core.testing.leaks import no_leaks
 from rift_core.testing.requirements import requires
 from rift_core.testing.tools import (
+    expect_gap,
+    names_of,
     plugin_module,
     probe_backend,
     require_backend,
     require_capability,
-    skip_expected_gap,
 )
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ class BackendConformance(
         probe = require_backend(plugin).for_isa(isa)
         module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
         name, _ = probe_backend(module)
-        names = (request.node.nodeid, request.node.name, request.node.name.partition("[")[0])
-        skip_expected_gap(probe.machine, names)
+        expect_gap(probe.machine, request.node)
+        names = names_of(request.node)
         for mark in request.node.iter_markers("rift_requires"):
             for need in mark.args:
                 require_capability(name, isa, probe, need, names)

@@ -136,10 +136,9 @@ class ExitTests:
     @requires(ExitKind.HYPERCALL)
     def test_hypercall(self, bench: Bench) -> None:
         g = bench.guests
-        vcpu = bench.vcpu(g.hypercall() + g.store_result(DATA) + g.end())
-        vcpu.write_registers({g.result: 0x77})
+        vcpu = bench.vcpu(g.hypercall(0x77, (1, 2, 3, 4, 5, 6)) + g.store_result(DATA) + g.end())
         exit = bench.run(vcpu)
-        assert (exit.kind, exit.address, len(exit.info)) == (ExitKind.HYPERCALL, 0x77, 6)
+        assert (exit.kind, exit.address, exit.info) == (ExitKind.HYPERCALL, 0x77, (1, 2, 3, 4, 5, 6))
         bench.finish(vcpu, VALUE)
         assert bench.number(DATA) == VALUE
 
@@ -234,6 +233,20 @@ class ExitTests:
         vcpu.inject_exception(vector, code)
         fault = run_to_fault(bench, vcpu)
         assert (fault.vector, fault.code) == (vector, code)
+
+    @requires("inject_exception")
+    def test_a_new_run_does_not_get_the_exceptions_of_the_old(self, bench: Bench) -> None:
+        vcpu = bench.vcpu(bench.guests.store(DEVICE, 4, 1) + bench.guests.end())
+        for _ in range(2):  # before the first entry, and as the answer to an access
+            vcpu.inject_exception(*bench.guests.injected)
+            bench.begin_again(vcpu)
+            assert bench.run(vcpu).address == DEVICE
+        vcpu.inject_exception(*bench.guests.injected)
+        bench.begin_again(vcpu)
+        vcpu.kick()  # nothing has been lost but the events
+        assert vcpu.run().kind is ExitKind.INTERRUPTED
+        assert bench.run(vcpu).address == DEVICE
+        bench.finish(vcpu)
 
 
 class SupervisorTests:

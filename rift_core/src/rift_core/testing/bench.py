@@ -65,6 +65,7 @@ class Bench:
         section = info.config() if info is not None else None
         spec = VmSpec(isa, binding, self.probe.features, max_vcpus=8)
         self.vm: Vm = self._manager.hook.rift_create_vm(config=section, spec=spec)
+        self._entries: dict[int, dict[str, int]] = {}
         self._vcpus: list[VCpu] = []
         self._next_area = AREAS
         try:
@@ -126,8 +127,14 @@ class Bench:
         registers = self.isa.thread_registers(self.system, areas, state)
         vcpu = self.vm.create_vcpu(index)
         self._vcpus.append(vcpu)
+        self._entries[index] = registers
         vcpu.write_registers(registers)
         return vcpu
+
+    def begin_again(self, vcpu: VCpu) -> None:
+        """Put a vCPU of :meth:`vcpu` back to where it began, as core does for the next run."""
+        vcpu.drop_events()
+        vcpu.write_registers(self._entries[vcpu.index])
 
     def run(self, vcpu: VCpu, reply: int | None = None) -> Exit:
         """Run until an exit; a stray interruption is passed over, a guest that hangs fails the test."""

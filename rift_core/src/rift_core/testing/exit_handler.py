@@ -78,6 +78,7 @@ class StandInMachine:
         self.doorbell = Gpa(doorbell.DEFAULT_ADDRESS)
         self.limits = StandInLimits(console_bytes=console_bytes)
         self.console_stream = BytesIO()
+        self.shared: dict[object, Any] = {}
         self.memory = GuestMemory()
         self.physical = PhysicalMemory(46, 16)
         """The same memory, as native handlers reach it."""

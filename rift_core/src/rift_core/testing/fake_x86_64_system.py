@@ -234,7 +234,7 @@ class System(Integer):
         low = self.rm & 7
         if (kind, low) == (0, 1):  # VMCALL
             number = state["rax"]
-            arguments = tuple(state[name] for name in ("rbx", "rcx", "rdx", "rsi", "rdi", "r8"))
+            arguments = tuple(state[name] for name in ("rdi", "rsi", "rdx", "r10", "r8", "r9"))
             self.set(0, 8, self.reply_or_exit(Exit(ExitKind.HYPERCALL, number, info=arguments)))
         elif (kind, low) == (7, 0):  # SWAPGS
             self.privileged()

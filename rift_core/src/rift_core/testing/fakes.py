@@ -214,6 +214,12 @@ class FakeVCpu:
         self._drop_scratch()
         self._queued = inject(self._state, self._memory, vector, code)
 
+    def drop_events(self) -> None:
+        self._mine()
+        self._open = None
+        self._drop_scratch()
+        self._queued = None
+
     def inject_interrupt(self, vector: int) -> None:
         self._mine()
         raise UnsupportedError(f"fake/{self._vm.isa} has no capability inject_interrupt")

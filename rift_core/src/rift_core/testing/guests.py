@@ -79,8 +79,9 @@ class Guests(Protocol):
     def breakpoint(self) -> bytes:
         """The breakpoint instruction."""
 
-    def hypercall(self) -> bytes:
-        """A hypercall with what stands in the registers."""
+    def hypercall(self, number: int, arguments: tuple[int, ...]) -> bytes:
+        """The ISA's hypercall instruction, by the convention of ``rift_hypercall`` in its guest runtime; the
+        result comes into the result register."""
 
     def read_system_register(self, number: int) -> bytes:
         """8 bytes into the result register."""

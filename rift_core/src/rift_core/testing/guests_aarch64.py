@@ -127,8 +127,10 @@ class Aarch64Guests(Guests):
     def breakpoint(self) -> bytes:
         return _code(0xD420_0000)  # brk #0
 
-    def hypercall(self) -> bytes:
-        return _code(0xD400_0002)  # hvc #0: function in X0, arguments in X1 to X6, result in X0
+    def hypercall(self, number: int, arguments: tuple[int, ...]) -> bytes:
+        # The SMC calling convention: function in X0, arguments in X1 to X6, result in X0
+        moves = b"".join(_move(1 + register, value) for register, value in enumerate(arguments))
+        return moves + _move(0, number) + _code(0xD400_0002)  # hvc #0
 
     def read_system_register(self, number: int) -> bytes:
         return _code(_system(0xD530_0000, number, 0))

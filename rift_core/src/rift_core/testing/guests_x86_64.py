@@ -20,6 +20,12 @@ def _rbx(value: int) -> bytes:
     return _immediate(0xBB, value)  # mov rbx, imm64
 
 
+def _call_registers(arguments: tuple[int, ...]) -> bytes:
+    """mov rdi, rsi, rdx, r10, r8, r9: the convention of Linux, which rift_user_call and rift_hypercall have too."""
+    moves = (b"\x48\xbf", b"\x48\xbe", b"\x48\xba", b"\x49\xba", b"\x49\xb8", b"\x49\xb9")
+    return b"".join(move + struct.pack("<Q", value) for move, value in zip(moves, arguments, strict=False))
+
+
 class X86_64Guests(Guests):  # noqa: N801 - the architecture's name
     """Scratch registers: RAX, RBX, RCX, RDX, RSI."""
 
@@ -83,8 +89,8 @@ class X86_64Guests(Guests):  # noqa: N801 - the architecture's name
     def breakpoint(self) -> bytes:
         return b"\xcc"  # int3
 
-    def hypercall(self) -> bytes:
-        return b"\x0f\x01\xc1"  # vmcall
+    def hypercall(self, number: int, arguments: tuple[int, ...]) -> bytes:
+        return _call_registers(arguments) + _rax(number) + b"\x0f\x01\xc1"  # vmcall
 
     def read_system_register(self, number: int) -> bytes:
         # mov ecx, number; rdmsr; shl rdx, 32; mov eax, eax; or rax, rdx
@@ -95,10 +101,7 @@ class X86_64Guests(Guests):  # noqa: N801 - the architecture's name
         return _rax(value) + bytes.fromhex("4889c2 48c1ea20") + b"\xb9" + struct.pack("<I", number) + b"\x0f\x30"
 
     def user_call(self, number: int, arguments: tuple[int, ...]) -> bytes:
-        # mov rdi, rsi, rdx, r10, r8, r9; mov rax; syscall: the convention of Linux, which rift_user_call has too
-        moves = (b"\x48\xbf", b"\x48\xbe", b"\x48\xba", b"\x49\xba", b"\x49\xb8", b"\x49\xb9")
-        code = b"".join(move + struct.pack("<Q", value) for move, value in zip(moves, arguments, strict=False))
-        return code + _rax(number) + b"\x0f\x05"
+        return _call_registers(arguments) + _rax(number) + b"\x0f\x05"  # syscall
 
     def port_read(self, port: int, size: int) -> bytes:
         read = {1: b"\xec", 2: b"\x66\xed", 4: b"\xed"}[size]  # xor eax, eax; mov edx, port; in al/ax/eax, dx

@@ -19,7 +19,7 @@ import contextlib
 import mmap
 import random
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
@@ -284,7 +284,7 @@ class IsaConformance:
         large = data.draw(st.sampled_from(isa.page_sizes[1:] or isa.page_sizes))
         start = mapping.virtual - mapping.virtual % large
         size = large + data.draw(st.sampled_from((0, 0, isa.page_sizes[0], large)))
-        mapping = replace(mapping, virtual=Gva(start), physical=Gpa(7 * isa.page_sizes[-1]), size=size, largest_page=0)
+        mapping = mapping._replace(virtual=Gva(start), physical=Gpa(7 * isa.page_sizes[-1]), size=size, largest_page=0)
         spare = data.draw(st.integers(0, 4)) * isa.page_sizes[0]
         tables, model = make((mapping,), isa.tables_size((mapping,)) + spare), PagingModel()
         model.map(mapping)
@@ -349,16 +349,16 @@ class IsaConformance:
         base, last = isa.virtual_ranges[0].start + 16 * page, isa.virtual_ranges[0].stop
         good = Mapping(Gva(base), Gpa(0), page, Permission.READ)
         wrong = [
-            replace(good, virtual=Gva(base + 8)),
-            replace(good, physical=Gpa(8)),
-            replace(good, size=page + 8),
-            replace(good, size=0),
-            replace(good, size=-page),
-            replace(good, physical=Gpa(-page)),
-            replace(good, physical=Gpa((1 << 64) - page)),
+            good._replace(virtual=Gva(base + 8)),
+            good._replace(physical=Gpa(8)),
+            good._replace(size=page + 8),
+            good._replace(size=0),
+            good._replace(size=-page),
+            good._replace(physical=Gpa(-page)),
+            good._replace(physical=Gpa((1 << 64) - page)),
         ]
         if last < 1 << 64:
-            wrong += [replace(good, virtual=Gva(last)), replace(good, virtual=Gva(last - page), size=2 * page)]
+            wrong += [good._replace(virtual=Gva(last)), good._replace(virtual=Gva(last - page), size=2 * page)]
         tables = make()
         image = bytes(tables.bytes)
         for mapping in wrong:
@@ -367,7 +367,7 @@ class IsaConformance:
             with pytest.raises(MappingError):
                 make((mapping,))
         with pytest.raises(MappingError):
-            make((good, replace(good, physical=Gpa(page))))
+            make((good, good._replace(physical=Gpa(page))))
         with pytest.raises(MappingError):
             tables.space.unmap(Gva(base), page)
         with pytest.raises(MappingError):
@@ -533,7 +533,7 @@ class IsaConformance:
         first = data.draw(st.integers(0, pages - 1))
         most = min(pages - first, 3) if data.draw(st.booleans()) else pages - first
         count = data.draw(st.integers(1, most))
-        return replace(mapping, virtual=Gva(piece.start + first * page), size=count * page)
+        return mapping._replace(virtual=Gva(piece.start + first * page), size=count * page)
 
     def _forge(self, isa: Isa, tables: Tables, source: random.Random, how: str) -> None:
         """Fill the tables' memory as a hostile guest would."""

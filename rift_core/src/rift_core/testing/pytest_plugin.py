@@ -14,9 +14,11 @@
         "debug_hw_breakpoint" = "kvm_pvm reports no hardware breakpoints in user mode"
         "test_int_n" = "INT n is #UD there"
 
-    A key is a capability, an exit kind, the name of a test function, or a whole test id. A listed test is
-    always skipped on that machine. When all tests were selected (no ``-k``, ``-m``, path or test id on the
-    command line) and ``--rift-require`` is given, an entry that nothing was skipped for fails the run: lists
+    A key is a capability, an exit kind, the name of a test function (with parameters, if it is not about all of
+    them), or a whole test id. A test that needs a listed capability or exit kind is skipped. A listed test of the
+    suites (conformance of backends, behaviour of CPUs) runs, and is expected to fail: where ``--rift-require`` is
+    given, one that passes is a failure. When all tests were selected (no ``-k``, ``-m``, path or test id on the
+    command line) and ``--rift-require`` is given, an entry that no test asked for fails the run: lists
     stay true.
 
 Without ``--rift-require`` skips are skips; the summary names what was missing and what to install.

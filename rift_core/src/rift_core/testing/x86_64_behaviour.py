@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core.testing.tools import (
+    expect_gap,
+    names_of,
     plugin_module,
     probe_backend,
     require_backend,
     require_capability,
-    skip_expected_gap,
     skip_here,
 )
 from rift_core.testing.x86_64_devices import MmioTests, PortTests
@@ -59,8 +60,8 @@ class X86_64Behaviour(  # noqa: N801 - the architecture's name
             skip_here("this backend runs no x86-64 guests here")
         module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
         name, _ = probe_backend(module)
-        names = (request.node.nodeid, request.node.name, request.node.name.partition("[")[0])
-        skip_expected_gap(probe.machine, names)
+        expect_gap(probe.machine, request.node)
+        names = names_of(request.node)
         for mark in request.node.iter_markers("rift_requires"):
             for need in mark.args:
                 require_capability(name, "x86_64", probe, need, names)

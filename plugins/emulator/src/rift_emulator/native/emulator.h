@@ -114,6 +114,7 @@ int rift_emulator_vcpu_write(struct rift_emulator_vcpu *vcpu, const uint32_t *id
 int rift_emulator_vcpu_inject(struct rift_emulator_vcpu *vcpu, uint32_t vector, int has_code, uint32_t code,
                               struct rift_error *error);
 int rift_emulator_vcpu_interrupt(struct rift_emulator_vcpu *vcpu, uint32_t vector, struct rift_error *error);
+int rift_emulator_vcpu_drop_events(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
 
 /* What a place in the guest's memory is watched for. */
 enum rift_emulator_watch {

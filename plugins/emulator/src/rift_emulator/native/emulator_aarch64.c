@@ -87,6 +87,11 @@ static int inject_interrupt(struct rift_emulator_cpu *cpu, uint32_t vector, stru
     return 0;
 }
 
+static void drop_events(struct rift_emulator_cpu *cpu) {
+    struct arm *arm = cpu->state;
+    arm->pending_exception = arm->pending_interrupt = -1;
+}
+
 static struct rift_emulator_binding binding = {
     .version = RIFT_EMULATOR_BINDING_VERSION,
     .bytes = sizeof(struct rift_emulator_binding),
@@ -108,6 +113,7 @@ static struct rift_emulator_binding binding = {
     .write_registers = arm_write_registers,
     .inject_exception = inject_exception,
     .inject_interrupt = inject_interrupt,
+    .drop_events = drop_events,
 };
 
 const struct rift_emulator_binding *rift_emulator_aarch64(void) {

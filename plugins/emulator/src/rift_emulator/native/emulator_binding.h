@@ -98,6 +98,8 @@ struct rift_emulator_binding {
                             struct rift_error *error);
     /* Deliver an interrupt as soon as the guest takes one; EBUSY: another one waits. */
     int (*inject_interrupt)(struct rift_emulator_cpu *cpu, uint32_t vector, struct rift_error *error);
+    /* Forget what these two have left to be delivered. Nothing is open. */
+    void (*drop_events)(struct rift_emulator_cpu *cpu);
 };
 
 #endif

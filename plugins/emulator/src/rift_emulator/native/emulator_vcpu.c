@@ -240,6 +240,15 @@ int rift_emulator_vcpu_interrupt(struct rift_emulator_vcpu *vcpu, uint32_t vecto
     return vcpu->binding->inject_interrupt(&vcpu->cpu, vector, error);
 }
 
+int rift_emulator_vcpu_drop_events(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
+    if (rift_emulator_vcpu_settle(vcpu, 1, error))
+        return -1;
+    vcpu->pending_outcome = RIFT_EMULATOR_NOTHING;
+    vcpu->step_due = 0;
+    vcpu->binding->drop_events(&vcpu->cpu);
+    return 0;
+}
+
 const struct rift_emulator_binding *rift_emulator_builtin_binding(const char *isa) {
     const struct rift_emulator_binding *const bindings[] = {rift_emulator_x86_64(), rift_emulator_aarch64()};
     for (size_t at = 0; at < sizeof(bindings) / sizeof(bindings[0]); ++at)

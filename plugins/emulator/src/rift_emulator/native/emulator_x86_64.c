@@ -98,6 +98,11 @@ static int inject_interrupt(struct rift_emulator_cpu *cpu, uint32_t vector, stru
     return 0;
 }
 
+static void drop_events(struct rift_emulator_cpu *cpu) {
+    struct x86 *x86 = cpu->state;
+    x86->pending_exception = x86->pending_interrupt = -1;
+}
+
 static struct rift_emulator_binding binding = {
     .version = RIFT_EMULATOR_BINDING_VERSION,
     .bytes = sizeof(struct rift_emulator_binding),
@@ -118,6 +123,7 @@ static struct rift_emulator_binding binding = {
     .write_registers = x86_write_registers,
     .inject_exception = inject_exception,
     .inject_interrupt = inject_interrupt,
+    .drop_events = drop_events,
 };
 
 const struct rift_emulator_binding *rift_emulator_x86_64(void) {

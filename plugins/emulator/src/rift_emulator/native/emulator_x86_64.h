@@ -17,7 +17,7 @@ enum {
 };
 
 /* The general registers by their number in instructions: RAX RCX RDX RBX RSP RBP RSI RDI R8 ... R15. */
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R11 = 11, X86_GENERAL_COUNT = 16 };
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, X86_GENERAL_COUNT = 16 };
 extern const int rift_emulator_x86_general[X86_GENERAL_COUNT]; /* their ids */
 
 /* uc_x86_mmr and uc_x86_msr. */

@@ -195,7 +195,7 @@ void x86_vmexit(struct rift_emulator_cpu *cpu, int code) {
     }
 }
 
-/* VMCALL (0F 01 C1) and VMMCALL (0F 01 D9) in ring 0: the number in RAX, arguments in RBX, RCX, RDX, RSI, RDI, R8.
+/* VMCALL (0F 01 C1) and VMMCALL (0F 01 D9) in ring 0: the number in RAX, arguments in RDI, RSI, RDX, R10, R8, R9.
  * In ring 3 they are undefined, since nobody has given ring 3 leave to speak to the host. Returns 1 if it was one. */
 int x86_hypercall(struct rift_emulator_cpu *cpu) {
     struct x86 *x86 = cpu->state;
@@ -209,8 +209,8 @@ int x86_hypercall(struct rift_emulator_cpu *cpu) {
     struct rift_exit exit = {
         .kind = RIFT_EXIT_HYPERCALL,
         .address = x86_general(context, RAX),
-        .info = {x86_general(context, RBX), x86_general(context, RCX), x86_general(context, RDX),
-                 x86_general(context, RSI), x86_general(context, RDI), x86_general(context, R8)},
+        .info = {x86_general(context, RDI), x86_general(context, RSI), x86_general(context, RDX),
+                 x86_general(context, R10), x86_general(context, R8), x86_general(context, R9)},
     };
     int verdict = give(cpu, &exit, instruction.prefixes + 3);
     if (verdict == RIFT_EMULATOR_REPEAT)

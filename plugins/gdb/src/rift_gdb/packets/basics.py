@@ -16,6 +16,7 @@ _ALWAYS = (
     "qXfer:features:read+",
     "qXfer:threads:read+",
     "qXfer:memory-map:read+",
+    "qXfer:libraries:read+",
     "vContSupported+",
     "binary-upload+",
     "error-message+",
@@ -34,7 +35,7 @@ def supported(session: Session, arguments: bytes) -> bytes:
     offered = arguments.removeprefix(b":").decode("ascii", "replace").split(";")
     session.features = frozenset(word.removesuffix("+") for word in offered if word.endswith("+"))
     words = [*_ALWAYS, *(f"{word}+" for word in _IF_BOTH if word in session.features)]
-    if session.server.image_path is not None:
+    if session.server.payloads.own is not None:
         words.append("qXfer:exec-file:read+")
     return ";".join(words).encode()
 

@@ -1,6 +1,6 @@
-"""vFile: the client reads the payload's file from here, so that it finds symbols without being told where they are.
+"""vFile: the client reads the payloads' files from here, so that it finds symbols without being told where they are.
 
-Only the file that was loaded, and only reading.
+Only files that were loaded, and only reading.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def _open(session: Session, arguments: bytes) -> bytes:
     parts = arguments.split(b",")
     if len(parts) != 3:
         raise PacketError("a name, flags and a mode are expected")
-    path = session.server.image_path
-    if path is None or text_of(parts[0]) != str(path):
+    path = session.server.payloads.find(text_of(parts[0]))
+    if path is None:
         return _failed(_ENOENT)
     if number(parts[1]) or len(session.files) >= _MOST_OPEN:
         return _failed(_EACCES)

@@ -22,24 +22,24 @@ _PAGE = 0x1000
 
 
 def _read(session: Session, arguments: bytes) -> bytes:
+    """As much as can be read. Whole pages are looked up, so that the native side answers for them the next time."""
     address, size = numbers(arguments, 2)
-    data = session.view().read_some(address, min(size, _MOST))
-    _remember(session, address, len(data))
-    return data
-
-
-def _remember(session: Session, address: int, size: int) -> None:
-    """Have the native side answer the next time."""
-    view = session.view()
-    first = address - address % _PAGE
-    size += address - first
+    size = min(size, _MOST)
+    if size == 0:
+        return b""
+    skipped = address % _PAGE
+    start = at = address - skipped
+    parts: list[memoryview] = []
     try:
-        for piece in view.pieces(first, -(-size // _PAGE) * _PAGE):
-            if piece.physical % _PAGE == first % _PAGE == 0 and len(piece.host) % _PAGE == 0:
-                session.connection.add_pages(first, piece.host)
-            first += len(piece.host)
+        for piece in session.view().pieces(start, -(-(skipped + size) // _PAGE) * _PAGE):
+            if piece.physical % _PAGE == at % _PAGE == len(piece.host) % _PAGE == 0:
+                session.connection.add_pages(at, piece.host)
+            parts.append(piece.host)
+            at += len(piece.host)
     except AddressError:
-        return
+        if at <= address:
+            raise
+    return b"".join(parts)[skipped : skipped + size]
 
 
 @packet("m")

@@ -46,8 +46,14 @@ def _memory_map(session: Session, annex: str) -> bytes:
 
 
 def _exec_file(session: Session, annex: str) -> bytes:
-    path = session.server.image_path
+    path = session.server.payloads.own
     return str(path).encode() if path is not None else b""
+
+
+def _libraries(session: Session, annex: str) -> bytes:
+    payloads = session.server.payloads
+    session.known_payloads = payloads.added
+    return payloads.document()
 
 
 _DOCUMENTS = {
@@ -55,6 +61,7 @@ _DOCUMENTS = {
     "threads": _threads,
     "memory-map": _memory_map,
     "exec-file": _exec_file,
+    "libraries": _libraries,
 }
 
 

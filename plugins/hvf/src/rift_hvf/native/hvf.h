@@ -119,6 +119,7 @@ int rift_hvf_vcpu_write(struct rift_hvf_vcpu *vcpu, const uint32_t *ids, uint32_
 int rift_hvf_vcpu_inject(struct rift_hvf_vcpu *vcpu, uint32_t vector, int has_code, uint32_t code,
                          struct rift_error *error);
 int rift_hvf_vcpu_interrupt(struct rift_hvf_vcpu *vcpu, uint32_t vector, struct rift_error *error);
+int rift_hvf_vcpu_drop_events(struct rift_hvf_vcpu *vcpu, struct rift_error *error);
 int rift_hvf_vcpu_debug(struct rift_hvf_vcpu *vcpu, const struct rift_hvf_debug *debug, struct rift_error *error);
 int rift_hvf_vcpu_save(struct rift_hvf_vcpu *vcpu, void *buffer, size_t *bytes, struct rift_error *error);
 int rift_hvf_vcpu_restore(struct rift_hvf_vcpu *vcpu, const void *buffer, size_t bytes, struct rift_error *error);

@@ -106,9 +106,10 @@ static int vm_create(const struct rift_hvf_framework *framework, uint32_t gpa_bi
 static int setup(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     const struct rift_hvf_arm_calls *calls = &cpu->framework->arm;
     struct rift_hvf_arm *arm = arm_of(cpu);
+    struct rift_error ignored; /* a framework that gives the numbers itself leaves them to be told apart as well */
     /* Affinity 0 is the number; bit 31 is always 1: Arm ARM, D19.2.101. */
-    if (rift_hvf_arm_system_set(cpu, SYS_MPIDR_EL1, UINT64_C(0x80000000) | cpu->index, error) ||
-        rift_hvf_arm_set(cpu, HV_CPSR, PSTATE_EL1H | PSTATE_MASKED, error))
+    rift_hvf_arm_system_set(cpu, SYS_MPIDR_EL1, UINT64_C(0x80000000) | cpu->index, &ignored);
+    if (rift_hvf_arm_set(cpu, HV_CPSR, PSTATE_EL1H | PSTATE_MASKED, error))
         return -1;
     if (calls->set_vtimer_mask)
         calls->set_vtimer_mask(cpu->id, false);
@@ -160,6 +161,7 @@ const struct rift_hvf_binding rift_hvf_aarch64 = {
     .write_registers = rift_hvf_arm_write,
     .inject_exception = rift_hvf_arm_inject,
     .inject_interrupt = rift_hvf_arm_interrupt,
+    .drop_events = rift_hvf_arm_drop_events,
     .set_debug = rift_hvf_arm_set_debug,
     .save = rift_hvf_arm_save,
     .restore = rift_hvf_arm_restore,

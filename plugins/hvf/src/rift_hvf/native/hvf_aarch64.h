@@ -145,6 +145,7 @@ int rift_hvf_arm_take(struct rift_hvf_cpu *cpu, uint64_t pc, uint64_t pstate, ui
 
 /* 0 IRQ, 1 FIQ. */
 int rift_hvf_arm_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rift_error *error);
+void rift_hvf_arm_drop_events(struct rift_hvf_cpu *cpu);
 /* Before an entry, while one waits or its vectors are watched. */
 int rift_hvf_arm_offer_interrupt(struct rift_hvf_cpu *cpu, struct rift_error *error);
 /* At a breakpoint: whether it is that of a vector, where the guest has taken the interrupt. */

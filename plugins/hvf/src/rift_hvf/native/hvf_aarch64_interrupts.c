@@ -23,6 +23,11 @@ int rift_hvf_arm_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rif
     return 0;
 }
 
+/* Exceptions have been taken already; the line is pending for one entry only. */
+void rift_hvf_arm_drop_events(struct rift_hvf_cpu *cpu) {
+    arm_of(cpu)->interrupt = 0;
+}
+
 /* Has breakpoints at the vectors, or none any more. */
 static int watch_vectors(struct rift_hvf_cpu *cpu, int on, struct rift_error *error) {
     struct rift_hvf_arm *arm = arm_of(cpu);

@@ -128,17 +128,24 @@ int rift_hvf_arm_call(struct rift_hvf_cpu *cpu, int secure, struct rift_exit *ex
 #define CNTV_CTL_IMASK 2u
 #define LONGEST_NS UINT64_C(3600000000000) /* an hour: the guest finds that it is early, and waits again */
 
+/* Whether the virtual timer runs, and when it fires. A framework that tells nothing of it has none. */
+static int timer_runs(const struct rift_hvf_cpu *cpu, uint64_t *compare) {
+    uint64_t control;
+    struct rift_error ignored;
+    return !rift_hvf_arm_system_get(cpu, SYS_CNTV_CTL_EL0, &control, &ignored) &&
+           !rift_hvf_arm_system_get(cpu, SYS_CNTV_CVAL_EL0, compare, &ignored) &&
+           (control & (CNTV_CTL_ENABLE | CNTV_CTL_IMASK)) == CNTV_CTL_ENABLE;
+}
+
 /* With its virtual timer running the guest wakes when that fires, masked by PSTATE or not (Arm ARM, D1.7.1). */
 int rift_hvf_arm_wait(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct rift_error *error) {
     const struct rift_hvf_arm *arm = arm_of(cpu);
-    uint64_t control, compare, now, nanoseconds;
-    if (rift_hvf_arm_advance(cpu, error) || rift_hvf_arm_system_get(cpu, SYS_CNTV_CTL_EL0, &control, error) ||
-        rift_hvf_arm_system_get(cpu, SYS_CNTV_CVAL_EL0, &compare, error))
+    uint64_t compare, now, nanoseconds;
+    if (rift_hvf_arm_advance(cpu, error))
         return -1;
     if (arm->interrupt) /* it ends the wait, masked or not */
         return RIFT_HVF_REENTER;
-    const int runs = (control & (CNTV_CTL_ENABLE | CNTV_CTL_IMASK)) == CNTV_CTL_ENABLE;
-    if (!runs || rift_hvf_arm_virtual_counter(cpu, &now) ||
+    if (!timer_runs(cpu, &compare) || rift_hvf_arm_virtual_counter(cpu, &now) ||
         rift_hvf_arm_nanoseconds(cpu, compare > now ? compare - now : 0, &nanoseconds)) {
         exit->kind = RIFT_EXIT_HALT;
         exit->address = arm->pc;

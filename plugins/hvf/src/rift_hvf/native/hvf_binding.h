@@ -118,6 +118,8 @@ struct rift_hvf_binding {
     /* Deliver an external interrupt as soon as the guest takes one. EBUSY: another one waits; EINVAL: no such vector.
      * NULL: there is no way to. */
     int (*inject_interrupt)(struct rift_hvf_cpu *cpu, uint32_t vector, struct rift_error *error);
+    /* Forget what these two have left to be delivered. Nothing is open. */
+    void (*drop_events)(struct rift_hvf_cpu *cpu);
     /* Replaces what was chosen before. ENOSPC: more points than the CPU has; EOPNOTSUPP: something that it cannot
      * watch or do; EINVAL: a size or alignment that it cannot watch. */
     int (*set_debug)(struct rift_hvf_cpu *cpu, const struct rift_hvf_debug *debug, struct rift_error *error);

@@ -27,6 +27,7 @@ struct rift_hvf_vm {
     uint32_t region_count, region_room;
     struct rift_hvf_vcpu *vcpus; /* open ones */
     int had_vcpu;
+    atomic_uint entered; /* a vCPU of the hypervisor's VM has been in a guest: translations may be cached */
     void *service; /* a page for a binding's own code; NULL: not needed so far */
     uint64_t service_gpa;
 };
@@ -78,6 +79,7 @@ struct rift_hvf_vcpu {
 int rift_hvf_fail(struct rift_error *error, int code, const char *operation);
 
 /* hvf_process.c: what the hypervisor allows once a process, or once a thread. */
+/* The process's VM. Returns 0; 1: it had another machine before; -1. */
 int rift_hvf_process_enter(struct rift_hvf_framework *framework, uint32_t gpa_bits, struct rift_error *error);
 void rift_hvf_process_leave(void);
 int rift_hvf_seat_take(struct rift_hvf_vcpu *vcpu, struct rift_error *error);  /* create on this thread, then restore */

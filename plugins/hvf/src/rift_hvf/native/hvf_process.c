@@ -97,10 +97,12 @@ int rift_hvf_process_enter(struct rift_hvf_framework *framework, uint32_t gpa_bi
         status = rift_hvf_fail(error, EBUSY, "hv_vm_create");
     } else if (process.framework && (process.framework != framework || process.gpa_bits != gpa_bits)) {
         status = rift_hvf_fail(error, EAGAIN, "hv_vm_create"); /* threads still hold vCPUs of another kind of VM */
-    } else if (!process.framework) {
+    } else if (process.framework) {
+        status = 1;
+    } else {
         status = framework->binding->vm_create(framework, gpa_bits, error);
     }
-    if (!status) {
+    if (status >= 0) {
         process.framework = framework;
         process.gpa_bits = gpa_bits;
         process.used = 1;

@@ -112,6 +112,15 @@ int rift_hvf_vcpu_interrupt(struct rift_hvf_vcpu *vcpu, uint32_t vector, struct 
     return vcpu->binding->inject_interrupt(&vcpu->cpu, vector, error);
 }
 
+int rift_hvf_vcpu_drop_events(struct rift_hvf_vcpu *vcpu, struct rift_error *error) {
+    if (ready(vcpu, 1, error))
+        return -1;
+    vcpu->has_pending = 0;
+    vcpu->cpu.stepped = 0;
+    vcpu->binding->drop_events(&vcpu->cpu);
+    return 0;
+}
+
 int rift_hvf_vcpu_debug(struct rift_hvf_vcpu *vcpu, const struct rift_hvf_debug *debug, struct rift_error *error) {
     if (ready(vcpu, 1, error))
         return -1;

@@ -12,7 +12,8 @@ struct rift_hvf_vm *rift_hvf_vm_create(struct rift_hvf_framework *framework, uin
         rift_hvf_fail(error, ENOMEM, "calloc");
         goto failed;
     }
-    if (rift_hvf_process_enter(framework, gpa_bits, error))
+    int entered = rift_hvf_process_enter(framework, gpa_bits, error);
+    if (entered < 0)
         goto failed;
     vm->framework = framework;
     vm->binding = framework->binding;
@@ -20,6 +21,7 @@ struct rift_hvf_vm *rift_hvf_vm_create(struct rift_hvf_framework *framework, uin
     vm->flags = flags;
     vm->page = page;
     vm->gpa_end = UINT64_C(1) << gpa_bits;
+    atomic_init(&vm->entered, (unsigned)entered);
     pthread_mutex_init(&vm->lock, NULL);
     return vm;
 

@@ -239,9 +239,17 @@ int rift_hvf_x86_enter(struct rift_hvf_cpu *cpu, struct rift_error *error) {
         (x86->event && write_event(cpu, error)))
         return -1;
     x86->fpu_valid = 0;
-    int status = calls->run_until ? calls->run_until((uint32_t)cpu->id, DEADLINE_FOREVER) : calls->run((uint32_t)cpu->id);
+    const char *operation = "hv_vcpu_run_until";
+    int status = HV_UNSUPPORTED; /* without the preemption timer there are no deadlines */
+    if (calls->run_until && !x86->no_deadlines)
+        status = calls->run_until((uint32_t)cpu->id, DEADLINE_FOREVER);
+    if (status == HV_UNSUPPORTED) {
+        x86->no_deadlines = 1;
+        operation = "hv_vcpu_run";
+        status = calls->run((uint32_t)cpu->id);
+    }
     if (status != HV_SUCCESS)
-        return rift_hvf_fail(error, status, calls->run_until ? "hv_vcpu_run_until" : "hv_vcpu_run");
+        return rift_hvf_fail(error, status, operation);
     uint64_t reason;
     if (rift_hvf_x86_vmread(cpu, VMCS_RO_EXIT_REASON, &reason, error))
         return -1;
@@ -268,6 +276,7 @@ const struct rift_hvf_binding rift_hvf_x86_64 = {
     .write_registers = rift_hvf_x86_write,
     .inject_exception = rift_hvf_x86_inject,
     .inject_interrupt = rift_hvf_x86_interrupt,
+    .drop_events = rift_hvf_x86_drop_events,
     .set_debug = rift_hvf_x86_set_debug,
     .save = rift_hvf_x86_save,
     .restore = rift_hvf_x86_restore,

@@ -43,6 +43,7 @@ struct rift_hvf_x86 {
     uint32_t length;               /* its length, where the hypervisor tells */
     uint32_t event, event_code, event_length; /* to be delivered at the next entry; event 0: nothing */
     uint32_t interrupt;            /* vector of an external interrupt that waits; 0: none */
+    uint32_t no_deadlines;         /* hv_vcpu_run_until is there, and does not work on this CPU */
     uint32_t window;               /* an exit is asked for when the guest takes interrupts */
     uint32_t repeats;              /* how often the same exit has led straight back into the guest */
     uint64_t repeated_gpa, repeated_rip;
@@ -78,7 +79,7 @@ uint32_t rift_hvf_x86_general(uint32_t encoding);
 /* CTRL_CPU_BASED and the exception bitmap, as debugging wants them. */
 int rift_hvf_x86_apply_controls(struct rift_hvf_cpu *cpu, struct rift_error *error);
 
-/* -- hvf_x86_64_system.c: control registers, MSRs, CPUID, XSETBV ---------------------------------------- */
+/* -- hvf_x86_64_system.c: control registers, CPUID, XSETBV; hvf_x86_64_msrs.c ---------------------------- */
 
 int rift_hvf_x86_write_cr0(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_error *error);
 int rift_hvf_x86_write_cr4(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_error *error);
@@ -86,10 +87,13 @@ int rift_hvf_x86_write_efer(struct rift_hvf_cpu *cpu, uint64_t value, struct rif
 /* A control register as the guest sees it: bits that its mask covers come from the shadow. */
 int rift_hvf_x86_read_masked(const struct rift_hvf_cpu *cpu, uint32_t field, uint32_t mask, uint32_t shadow,
                              uint64_t *value, struct rift_error *error);
+/* EDX:EAX. */
+int rift_hvf_x86_read_pair(const struct rift_hvf_cpu *cpu, uint64_t *value, struct rift_error *error);
 int rift_hvf_x86_read_msr(const struct rift_hvf_cpu *cpu, uint32_t index, uint64_t *value, struct rift_error *error);
 int rift_hvf_x86_write_msr(const struct rift_hvf_cpu *cpu, uint32_t index, uint64_t value, struct rift_error *error);
 /* The exits; each finishes its instruction, or queues the exception that it raises. Return as `decode`. */
 int rift_hvf_x86_exit_cpuid(struct rift_hvf_cpu *cpu, struct rift_error *error);
+int rift_hvf_x86_exit_rdtsc(struct rift_hvf_cpu *cpu, int rdtscp, struct rift_error *error);
 int rift_hvf_x86_exit_xsetbv(struct rift_hvf_cpu *cpu, struct rift_error *error);
 int rift_hvf_x86_exit_mov_cr(struct rift_hvf_cpu *cpu, struct rift_error *error);
 int rift_hvf_x86_exit_msr(struct rift_hvf_cpu *cpu, int write, struct rift_exit *exit, struct rift_error *error);
@@ -100,6 +104,8 @@ int rift_hvf_x86_exit_msr(struct rift_hvf_cpu *cpu, int write, struct rift_exit 
 void rift_hvf_x86_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t index, int osxsave, uint64_t xcr0, uint32_t result[4]);
 /* The XCR0 bits that the host's CPU has and that a guest may use; 0 on a host of another kind. */
 uint64_t rift_hvf_x86_host_xcr0(void);
+/* The host's time-stamp counter; 0 on a host of another kind. */
+uint64_t rift_hvf_x86_host_tsc(void);
 /* Bits of a physical address. */
 uint32_t rift_hvf_x86_host_address_bits(void);
 /* Where YMM_Hi128 stands in the standard XSAVE format; 0: there is no AVX. */
@@ -122,6 +128,7 @@ int rift_hvf_x86_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code,
                         struct rift_error *error);
 
 int rift_hvf_x86_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rift_error *error);
+void rift_hvf_x86_drop_events(struct rift_hvf_cpu *cpu);
 /* Before an entry: gives the waiting interrupt to the guest, or asks for an exit when it takes one. */
 int rift_hvf_x86_offer_interrupt(struct rift_hvf_cpu *cpu, struct rift_error *error);
 

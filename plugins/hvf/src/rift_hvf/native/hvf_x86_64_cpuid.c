@@ -10,11 +10,19 @@
 static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t result[4]) {
     __cpuid_count(leaf, subleaf, result[0], result[1], result[2], result[3]);
 }
+
+uint64_t rift_hvf_x86_host_tsc(void) {
+    return __builtin_ia32_rdtsc();
+}
 #else
 /* The framework of another CPU is never opened: there is no answer to give. */
 static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t result[4]) {
     (void)leaf, (void)subleaf;
     memset(result, 0, 4 * sizeof(*result));
+}
+
+uint64_t rift_hvf_x86_host_tsc(void) {
+    return 0;
 }
 #endif
 

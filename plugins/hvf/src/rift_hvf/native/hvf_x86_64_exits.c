@@ -66,6 +66,12 @@ int rift_hvf_x86_interrupt(struct rift_hvf_cpu *cpu, uint32_t vector, struct rif
     return 0;
 }
 
+void rift_hvf_x86_drop_events(struct rift_hvf_cpu *cpu) {
+    struct rift_hvf_x86 *x86 = x86_of(cpu);
+    x86->event = 0;
+    x86->interrupt = 0; /* the interrupt window closes at the next entry */
+}
+
 /* An event that is to be delivered comes first; one at a time. */
 int rift_hvf_x86_offer_interrupt(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
@@ -180,7 +186,11 @@ static int decode_instruction(struct rift_hvf_cpu *cpu, struct rift_exit *exit, 
     case REASON_XSETBV:
         return rift_hvf_x86_exit_xsetbv(cpu, error);
     case REASON_INVLPG:
+    case REASON_INVPCID: /* of more than it asks for */
         return rift_hvf_x86_flush(cpu, error) ? -1 : skip(cpu, error);
+    case REASON_RDTSC:
+    case REASON_RDTSCP:
+        return rift_hvf_x86_exit_rdtsc(cpu, (x86->reason & 0xFFFF) == REASON_RDTSCP, error);
     case REASON_RDPMC: /* CPUID tells of no counters */
         return rift_hvf_x86_raise(cpu, VECTOR_GP, 1, 0);
     default: /* REASON_INVD, _WBINVD, _PAUSE: caches are coherent, and waiting is the host's business */
@@ -232,7 +242,10 @@ int rift_hvf_x86_decode(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct
     case REASON_HLT:
     case REASON_INVD:
     case REASON_INVLPG:
+    case REASON_INVPCID:
     case REASON_RDPMC:
+    case REASON_RDTSC:
+    case REASON_RDTSCP:
     case REASON_VMCALL:
     case REASON_MOV_CR:
     case REASON_MOV_DR:

@@ -140,6 +140,13 @@ int rift_kvm_vcpu_inject(struct rift_kvm_vcpu *vcpu, uint32_t vector, int has_co
     return vcpu->binding->inject_exception(&vcpu->cpu, vector, has_code, code, error) < 0 ? -1 : 0;
 }
 
+int rift_kvm_vcpu_drop_events(struct rift_kvm_vcpu *vcpu, struct rift_error *error) {
+    if (rift_kvm_vcpu_settle(vcpu, 1, error))
+        return -1;
+    vcpu->has_pending = 0;
+    return vcpu->binding->drop_events(&vcpu->cpu, error);
+}
+
 int rift_kvm_vcpu_debug(struct rift_kvm_vcpu *vcpu, const struct rift_kvm_debug *debug, struct rift_error *error) {
     if (rift_kvm_vcpu_settle(vcpu, 1, error))
         return -1;

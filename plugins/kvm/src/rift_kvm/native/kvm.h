@@ -127,6 +127,7 @@ int rift_kvm_vcpu_write(struct rift_kvm_vcpu *vcpu, const uint32_t *ids, uint32_
 /* As the functions of struct rift_kvm_binding, with open accesses completed first. Owning thread only. */
 int rift_kvm_vcpu_inject(struct rift_kvm_vcpu *vcpu, uint32_t vector, int has_code, uint32_t code,
                          struct rift_error *error);
+int rift_kvm_vcpu_drop_events(struct rift_kvm_vcpu *vcpu, struct rift_error *error);
 int rift_kvm_vcpu_debug(struct rift_kvm_vcpu *vcpu, const struct rift_kvm_debug *debug, struct rift_error *error);
 int rift_kvm_vcpu_save(struct rift_kvm_vcpu *vcpu, void *buffer, size_t *bytes, struct rift_error *error);
 int rift_kvm_vcpu_restore(struct rift_kvm_vcpu *vcpu, const void *buffer, size_t bytes, struct rift_error *error);

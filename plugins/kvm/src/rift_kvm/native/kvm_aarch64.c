@@ -97,6 +97,7 @@ static const struct rift_kvm_binding aarch64 = {
     .read_registers = rift_kvm_arm_read,
     .write_registers = rift_kvm_arm_write,
     .inject_exception = rift_kvm_arm_inject,
+    .drop_events = rift_kvm_arm_drop_events,
     .set_debug = rift_kvm_arm_set_debug,
     .save = rift_kvm_arm_save,
     .restore = rift_kvm_arm_restore,

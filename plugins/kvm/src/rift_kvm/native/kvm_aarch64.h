@@ -109,6 +109,7 @@ int rift_kvm_arm_halt_after(struct rift_kvm_cpu *cpu, int cut_short); /* KVM_RUN
 /* kvm_aarch64_faults.c: exceptions and debugging. */
 int rift_kvm_arm_inject(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                         struct rift_error *error);
+int rift_kvm_arm_drop_events(struct rift_kvm_cpu *cpu, struct rift_error *error);
 int rift_kvm_arm_set_debug(struct rift_kvm_cpu *cpu, const struct rift_kvm_debug *wanted, struct rift_error *error);
 int rift_kvm_arm_decode_debug(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
 

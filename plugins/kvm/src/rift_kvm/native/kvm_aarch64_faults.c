@@ -97,6 +97,14 @@ int rift_kvm_arm_inject(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code,
     return vector == EC_SERROR ? raise_serror(cpu, syndrome, error) : take_exception(cpu, vector, syndrome, error);
 }
 
+/* Only an SError interrupt waits; all others have changed the registers when KVM_RUN returns (__kvm_adjust_pc). */
+int rift_kvm_arm_drop_events(struct rift_kvm_cpu *cpu, struct rift_error *error) {
+    struct rift_kvm_arm *arm = cpu->state;
+    struct kvm_vcpu_events events = {.exception = {.serror_pending = 0}};
+    arm->fault_here = 0;
+    return rift_kvm_arm_call(cpu, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS", error) < 0 ? -1 : 0;
+}
+
 /* -- debugging -------------------------------------------------------------------------------------- */
 
 /* DBGBCR<n>_EL1 and DBGWCR<n>_EL1 (Arm ARM, D19.3): E is bit 0; bits 2:1 are 3 for EL1 and EL0; BAS chooses bytes, from bit 5 on;

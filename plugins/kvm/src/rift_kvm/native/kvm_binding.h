@@ -34,7 +34,7 @@ struct rift_kvm_machine {
     uint32_t run_bytes; /* size of the mapping behind run */
     uint32_t flags;     /* enum rift_kvm_machine_flag */
     uint32_t gpa_bits;  /* guest-physical addresses are below 2^gpa_bits */
-    uint32_t reserved;
+    uint32_t system_calls; /* 1: `ioctl` is ioctl(2) itself, and what it says of every VM may be remembered */
     rift_kvm_ioctl_fn *ioctl;
     const void *description; /* what `describe` found, the same for all VMs of the process */
     size_t description_bytes;
@@ -146,6 +146,8 @@ struct rift_kvm_binding {
      * return 0, or return RIFT_KVM_COMPLETE_FIRST and be called again when it is complete. */
     int (*inject_exception)(struct rift_kvm_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                             struct rift_error *error);
+    /* Nothing is open: forget what `inject_exception` or KVM would deliver at the next entry. */
+    int (*drop_events)(struct rift_kvm_cpu *cpu, struct rift_error *error);
     /* Replaces what was chosen before. ENOSPC: more points than the CPU has; EOPNOTSUPP: one that it cannot watch;
      * EINVAL: a size or alignment that it cannot watch. */
     int (*set_debug)(struct rift_kvm_cpu *cpu, const struct rift_kvm_debug *debug, struct rift_error *error);

@@ -75,6 +75,7 @@ struct rift_kvm_vm *rift_kvm_vm_create(const char *path, const struct rift_kvm_b
         .fd = -1,
         .flags = flags,
         .gpa_bits = gpa_bits,
+        .system_calls = !ioctl_fn,
         .ioctl = ioctl_fn ? ioctl_fn : system_ioctl,
         .description = description,
         .description_bytes = description_bytes,

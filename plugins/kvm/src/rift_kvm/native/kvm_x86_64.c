@@ -86,7 +86,7 @@ static int vcpu_setup(struct rift_kvm_cpu *cpu, struct rift_error *error) {
         return fail(error, errno, "KVM_CHECK_EXTENSION");
     x86->sync_regs = ((uint32_t)sync & KVM_SYNC_X86_REGS) != 0;
     x86->regs = x86->sync_regs ? &cpu->run->s.regs.regs : &x86->own_regs;
-    return set_cpuid(cpu, error);
+    return set_cpuid(cpu, error) ? -1 : rift_kvm_x86_reset_state(cpu, error);
 }
 
 static void vcpu_release(struct rift_kvm_cpu *cpu) {
@@ -130,6 +130,19 @@ static int inject_exception(struct rift_kvm_cpu *cpu, uint32_t vector, int has_c
     events.exception.nr = (uint8_t)vector;
     events.exception.has_error_code = (uint8_t)pushes_code(vector);
     events.exception.error_code = has_code && pushes_code(vector) ? code : 0;
+    return rift_kvm_x86_call(cpu, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS", error) < 0 ? -1 : 0;
+}
+
+/* An exception stays queued when its delivery was cut short: by an exit in the middle, by a kick. */
+static int drop_events(struct rift_kvm_cpu *cpu, struct rift_error *error) {
+    ((struct rift_kvm_x86 *)cpu->state)->fault_here = 0;
+    struct kvm_vcpu_events events;
+    if (rift_kvm_x86_call(cpu, KVM_GET_VCPU_EVENTS, &events, "KVM_GET_VCPU_EVENTS", error) < 0)
+        return -1;
+    memset(&events.exception, 0, sizeof events.exception);
+    events.exception_has_payload = 0;
+    events.interrupt.injected = 0;
+    events.nmi.injected = events.nmi.pending = 0;
     return rift_kvm_x86_call(cpu, KVM_SET_VCPU_EVENTS, &events, "KVM_SET_VCPU_EVENTS", error) < 0 ? -1 : 0;
 }
 
@@ -196,6 +209,7 @@ static const struct rift_kvm_binding x86_64 = {
     .read_registers = rift_kvm_x86_read,
     .write_registers = rift_kvm_x86_write,
     .inject_exception = inject_exception,
+    .drop_events = drop_events,
     .set_debug = set_debug,
     .save = rift_kvm_x86_save,
     .restore = rift_kvm_x86_restore,

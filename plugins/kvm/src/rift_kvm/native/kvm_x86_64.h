@@ -72,6 +72,9 @@ int rift_kvm_x86_store_msrs(struct rift_kvm_cpu *cpu, uint32_t mask, struct rift
 int rift_kvm_x86_save(struct rift_kvm_cpu *cpu, void *buffer, size_t *bytes, struct rift_error *error);
 int rift_kvm_x86_restore(struct rift_kvm_cpu *cpu, const void *buffer, size_t bytes, struct rift_error *error);
 
+/* kvm_x86_64_reset.c: fills the copy of a vCPU that has just been made. */
+int rift_kvm_x86_reset_state(struct rift_kvm_cpu *cpu, struct rift_error *error);
+
 /* kvm_x86_64_registers.c: the table, and access by its ids. */
 enum { X86_REGISTER_COUNT = 130 };
 extern const struct rift_kvm_register rift_kvm_x86_registers[X86_REGISTER_COUNT];

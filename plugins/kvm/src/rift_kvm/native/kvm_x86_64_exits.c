@@ -227,7 +227,7 @@ int rift_kvm_x86_decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct
     case KVM_EXIT_DEBUG:
         decode_debug(x86, run, exit);
         return RIFT_KVM_DISPATCH;
-    case KVM_EXIT_HYPERCALL:
+    case KVM_EXIT_HYPERCALL: /* of those that KVM itself has given a meaning, with its own registers */
         exit->kind = RIFT_EXIT_HYPERCALL;
         exit->address = run->hypercall.nr;
         memcpy(exit->info, run->hypercall.args, sizeof(exit->info));

@@ -229,11 +229,17 @@ int rift_kvm_x86_write(struct rift_kvm_cpu *cpu, const uint32_t *ids, uint32_t c
     for (uint32_t at = 0; at < count; ++at) {
         const struct rift_kvm_register *row = &rift_kvm_x86_registers[ids[at]];
         uint32_t group = group_of(row);
-        groups |= group;
-        if (group == X86_XSAVE) {
-            words += rift_xsave_write(x86->bytes, x86->avx_offset, part_of(row), row->place, row->bits, words);
+        if (group == X86_XSAVE) { /* often as it is already, and 4 KiB to transfer */
+            uint64_t now[4];
+            uint32_t size = rift_xsave_read(x86->bytes, x86->avx_offset, part_of(row), row->place, row->bits, now);
+            if (memcmp(now, words, size * sizeof(*now)) != 0) {
+                rift_xsave_write(x86->bytes, x86->avx_offset, part_of(row), row->place, row->bits, words);
+                groups |= group;
+            }
+            words += size;
             continue;
         }
+        groups |= group;
         if (group == X86_MSRS)
             msrs |= 1u << row->place;
         write_small(x86, row, *words);
