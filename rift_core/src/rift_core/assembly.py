@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rift_core.backend import Binding, CpuFeatures, Limits, ProbeResult, VmSpec
 from rift_core.binary import Binary, Segment
+from rift_core.calls import CALL_STACK, FIRST_CALL
 from rift_core.dispatch import Dispatcher
 from rift_core.engine import Engine, GuestLimits
 from rift_core.errors import ConfigError, PluginNotFoundError, PluginUnavailableError, RiftError, SymbolNotFoundError
@@ -215,6 +216,8 @@ def plan_machine(config: MachineConfig, catalog: Catalog, binary: Binary, backen
     isa_section = config.isa if config.isa.name == binary.isa else _defaults(isa_entry.info.config)
     isa = hooks.isa(isa_section, backend.probe.features)
     threads = [ThreadRequest(t.name, t.stack, t.privilege) for t in config.threads]
+    if not threads:
+        threads = [ThreadRequest(FIRST_CALL, CALL_STACK, "supervisor")]
     layout = plan(
         binary,
         isa,

@@ -7,6 +7,7 @@ next caller, so thousands of short-lived threads share a few vCPUs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import threading
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from rift_core.engine import Engine
     from rift_core.isa import Privilege
     from rift_core.memory import Gva
+
+
+CALL_STACK = 0x1_0000
+"""Bytes of the stack of a context that is leased to callers."""
+
+FIRST_CALL = "call-1"
+"""The context that a machine without threads has from the start: it is there to be called."""
 
 
 class _Leases:
@@ -43,12 +51,12 @@ class _Leases:
 class CallPool:
     """Leases contexts to the host threads that call into one machine."""
 
-    def __init__(self, engine: Engine, stack: int) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._stack = stack
+        self._planned = deque([FIRST_CALL] if f"{FIRST_CALL}/stack" in engine.plan.areas else [])
         self._local = threading.local()
         self._parked: dict[str, deque[Context]] = {"supervisor": deque(), "user": deque()}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(2 if self._planned else 1)
 
     def call(
         self,
@@ -126,6 +134,14 @@ class CallPool:
             try:
                 context = self._parked[privilege].popleft()
             except IndexError:
-                context = self._engine.new_context(f"call-{next(self._numbers)}", privilege, self._stack)
+                context = self._new_context(privilege)
             leases.contexts[privilege] = context
         return context
+
+    def _new_context(self, privilege: Privilege) -> Context:
+        name = None
+        if privilege == "supervisor":
+            with contextlib.suppress(IndexError):
+                name = self._planned.popleft()  # by one thread only
+        planned = name is not None
+        return self._engine.new_context(name or f"call-{next(self._numbers)}", privilege, CALL_STACK, planned=planned)

@@ -75,7 +75,10 @@ class Dispatcher:
         self._finishers = tuple(dict.fromkeys(h.finish for h in self.handlers if h.finish is not None))
         for handler in self.handlers:
             for kind in handler.kinds:
-                self._tables.setdefault(kind, _Table()).add(handler, kind)
+                table = self._tables.get(kind)
+                if table is None:
+                    table = self._tables[kind] = _Table()
+                table.add(handler, kind)
 
     def observe(self, kind: ExitKind, function: Observer) -> Callable[[], None]:
         """Call ``function`` with each exit of ``kind`` that reaches Python, before its handler: for tracers.

@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MOST_SECONDS = 10.0
 """How long a fork waits. Nothing in such a block takes a tenth of it; only a hypervisor that hangs does."""
@@ -19,6 +23,7 @@ class _Whole:
     """A context manager, reentrant, for any number of threads at once."""
 
     def __init__(self) -> None:
+        self._background: list[Callable[[], None]] = []
         self._reset()
 
     def _reset(self) -> None:
@@ -44,6 +49,10 @@ class _Whole:
                 if self._forking:
                     self._changed.notify_all()
 
+    def before_fork(self, function: Callable[[], None]) -> None:
+        """Have ``function`` called before each fork, while nobody is in a block: it waits for what goes on behind."""
+        self._background.append(function)
+
     def _before_fork(self) -> None:
         me = threading.get_ident()
         deadline = time.monotonic() + _MOST_SECONDS
@@ -51,6 +60,8 @@ class _Whole:
             self._forking += 1
             while self._inside.keys() - {me} and time.monotonic() < deadline:
                 self._changed.wait(deadline - time.monotonic())
+        for function in self._background:
+            function()
 
     def _after_fork(self) -> None:
         with self._changed:

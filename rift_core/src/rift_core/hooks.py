@@ -66,6 +66,7 @@ class Hooks:
             ) from error
         if os.environ.get("RIFT_TRACE_HOOKS") == "1":
             self._manager.add_hookcall_monitoring(_trace_before, _trace_after)
+        self._bindings: dict[tuple[str, str], Binding] = {}
         hook = self._manager.hook
         self._silent = {
             name: not getattr(hook, name).get_hookimpls()
@@ -94,9 +95,12 @@ class Hooks:
 
         :raises PluginError: nobody joins the two.
         """
-        binding: Binding | None = self._manager.hook.rift_binding(backend=backend, isa=isa)
+        binding: Binding | None = self._bindings.get((backend, isa))
         if binding is None:
-            raise PluginError(f"no binding {backend}/{isa} came from rift_binding of {self._asked()}")
+            binding = self._manager.hook.rift_binding(backend=backend, isa=isa)
+            if binding is None:
+                raise PluginError(f"no binding {backend}/{isa} came from rift_binding of {self._asked()}")
+            self._bindings[backend, isa] = binding
         return binding
 
     def isa(self, config: Section, features: CpuFeatures) -> Isa:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from rift_core.thread import Thread
 
 _LETTERS = {"r": Permission.READ, "w": Permission.WRITE, "x": Permission.EXECUTE, "u": Permission.USER}
-_CALL_STACK = 0x1_0000
 _TURN_SECONDS = 0.02  # how long one of several threads is waited for before the next one is looked at
 _DEBUG_TABLE = "debug"  # the role of debuggers among extensions
 
@@ -86,7 +85,7 @@ class Machine:
             engine.console_stream = console
             install_handlers(engine, assembly, self._handler_view())
             self._threads = {thread.name: thread for thread in engine.threads}
-            self._calls = CallPool(engine, _CALL_STACK)
+            self._calls = CallPool(engine)
             self._call_privilege: Privilege = engine.threads[0].privilege if engine.threads else "supervisor"
             self._symbols: dict[str, Gva] = {}
             REAPER.start()

@@ -10,7 +10,7 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).parent / "native"  # relative when run by setup.py: setuptools refuses absolute sources
-COMMON = ["kvm.c", "kvm_control.c", "kvm_host.c", "kvm_run.c", "kvm_vm.c", "rift_dispatch.c"]
+COMMON = ["kvm.c", "kvm_ahead.c", "kvm_control.c", "kvm_host.c", "kvm_run.c", "kvm_vm.c", "rift_dispatch.c"]
 ISA = {
     "x86_64": [
         "kvm_x86_64.c",

@@ -282,6 +282,11 @@ class KvmVm:
         """A vCPU was closed; called by it."""
         self._vcpus.discard(vcpu)
 
+    def settle(self) -> None:
+        """Before a fork, with nobody in ``WHOLE``: what the background makes is there, for the child to let go of."""
+        if self.native is not None and not self._forked:
+            lib.rift_kvm_vm_settle(self.native)
+
     def abandon(self) -> None:
         """Let go in a forked child: the descriptors only. Held open they would keep the parent's VM alive."""
         self._forked = True
@@ -301,10 +306,16 @@ class KvmVm:
 _vms: weakref.WeakSet[KvmVm] = weakref.WeakSet()
 
 
+def _settle_all() -> None:
+    for vm in list(_vms):
+        vm.settle()
+
+
 def _abandon_all() -> None:
     for vm in list(_vms):
         vm.abandon()
     _vms.clear()
 
 
+WHOLE.before_fork(_settle_all)
 os.register_at_fork(after_in_child=_abandon_all)

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 /* Undoes creation, however far it went; the control block may have other users. */
-static void vcpu_destroy(struct rift_kvm_vcpu *vcpu) {
+void rift_kvm_vcpu_destroy(struct rift_kvm_vcpu *vcpu) {
     if (vcpu->control)
         rift_kvm_control_detach(vcpu->control);
     if (vcpu->binding)
@@ -33,15 +33,13 @@ static void interrupt(struct rift_kvm_cpu *cpu) {
     rift_kvm_control_interrupt(vcpu->control);
 }
 
-struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t index, int on_main, int signal,
-                                           struct rift_error *error) {
+struct rift_kvm_vcpu *rift_kvm_vcpu_make(struct rift_kvm_vm *vm, uint32_t index, struct rift_error *error) {
     struct rift_kvm_vcpu *vcpu = calloc(1, sizeof(*vcpu));
     if (!vcpu) {
         rift_kvm_fail(error, ENOMEM, "calloc");
         return NULL;
     }
     vcpu->vm = vm;
-    vcpu->on_main = on_main;
     vcpu->cpu = (struct rift_kvm_cpu){.machine = &vm->machine, .fd = -1, .index = index, .interrupt = interrupt};
     vcpu->cpu.id = choose_id(vm, index);
     vcpu->cpu.fd = vm->machine.ioctl(vm->machine.fd, KVM_CREATE_VCPU, (void *)(uintptr_t)vcpu->cpu.id);
@@ -55,7 +53,7 @@ struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t inde
         goto failed;
     }
     vcpu->cpu.run = run;
-    vcpu->control = rift_kvm_control_create(&vcpu->cpu, vm->binding, signal);
+    vcpu->control = rift_kvm_control_create(&vcpu->cpu, vm->binding);
     if (!vcpu->control) {
         rift_kvm_fail(error, ENOMEM, "calloc");
         goto failed;
@@ -63,6 +61,23 @@ struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t inde
     vcpu->binding = vm->binding;
     if (vcpu->binding->vcpu_setup(&vcpu->cpu, error))
         goto failed;
+    return vcpu;
+
+failed:
+    rift_kvm_vcpu_destroy(vcpu);
+    return NULL;
+}
+
+struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t index, int on_main, int signal,
+                                           struct rift_error *error) {
+    struct rift_kvm_vcpu *vcpu = NULL;
+    vm->running = 1;
+    if (index || !rift_kvm_ahead_take(vm, &vcpu, error))
+        vcpu = rift_kvm_vcpu_make(vm, index, error);
+    if (!vcpu)
+        return NULL;
+    vcpu->on_main = on_main;
+    vcpu->control->signal = signal;
     rift_kvm_host_init(vcpu);
     rift_kvm_control_own(vcpu->control);
     pthread_mutex_lock(&vm->lock);
@@ -70,10 +85,6 @@ struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t inde
     vm->vcpus = vcpu;
     pthread_mutex_unlock(&vm->lock);
     return vcpu;
-
-failed:
-    vcpu_destroy(vcpu);
-    return NULL;
 }
 
 int rift_kvm_vcpu_close(struct rift_kvm_vcpu *vcpu, struct rift_error *error) {
@@ -87,7 +98,7 @@ int rift_kvm_vcpu_close(struct rift_kvm_vcpu *vcpu, struct rift_error *error) {
             break;
         }
     pthread_mutex_unlock(&vm->lock);
-    vcpu_destroy(vcpu);
+    rift_kvm_vcpu_destroy(vcpu);
     return 0;
 }
 

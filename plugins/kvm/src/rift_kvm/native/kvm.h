@@ -53,6 +53,9 @@ struct rift_kvm_vm *rift_kvm_vm_create(const char *path, const struct rift_kvm_b
 /* Closes and frees it. Its vCPUs are closed already. */
 void rift_kvm_vm_close(struct rift_kvm_vm *vm);
 
+/* Waits for the vCPU that is made ahead: before a fork. */
+void rift_kvm_vm_settle(struct rift_kvm_vm *vm);
+
 /* Closes the descriptors only: for a forked child, where any other call would reach the parent's VM. */
 void rift_kvm_vm_forget(struct rift_kvm_vm *vm);
 

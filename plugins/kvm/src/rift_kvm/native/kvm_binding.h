@@ -97,7 +97,8 @@ struct rift_kvm_debug {
 enum rift_kvm_injected { RIFT_KVM_COMPLETE_FIRST = 1 };
 
 enum rift_kvm_binding_flag {
-    RIFT_KVM_STORES_STAY_OPEN = 1 /* the program counter moves on at the next entry, after a store as well */
+    RIFT_KVM_STORES_STAY_OPEN = 1, /* the program counter moves on at the next entry, after a store as well */
+    RIFT_KVM_VCPU_AHEAD = 2 /* `vcpu_setup` of vCPU 0 may run on another thread, and before it is asked for */
 };
 
 struct rift_kvm_binding {

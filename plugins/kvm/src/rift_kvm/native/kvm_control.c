@@ -42,8 +42,7 @@ int rift_kvm_signal_install(int signal, struct rift_error *error) {
     return 0;
 }
 
-struct rift_kvm_control *rift_kvm_control_create(struct rift_kvm_cpu *cpu, const struct rift_kvm_binding *binding,
-                                                 int signal) {
+struct rift_kvm_control *rift_kvm_control_create(struct rift_kvm_cpu *cpu, const struct rift_kvm_binding *binding) {
     struct rift_kvm_control *control = calloc(1, sizeof(*control));
     if (!control)
         return NULL;
@@ -51,7 +50,6 @@ struct rift_kvm_control *rift_kvm_control_create(struct rift_kvm_cpu *cpu, const
     pthread_mutex_init(&control->lock, NULL);
     control->cpu = cpu;
     control->before_interrupt = binding->before_interrupt;
-    control->signal = signal;
     return control;
 }
 

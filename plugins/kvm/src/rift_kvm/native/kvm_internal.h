@@ -16,6 +16,17 @@ struct rift_kvm_slot {
     int writable;
 };
 
+/* See kvm_ahead.c. */
+enum rift_kvm_ahead_state { RIFT_KVM_AHEAD_NONE, RIFT_KVM_AHEAD_BUSY, RIFT_KVM_AHEAD_DONE };
+
+struct rift_kvm_ahead {
+    enum rift_kvm_ahead_state state;
+    int tried;
+    pthread_t thread;
+    struct rift_kvm_vcpu *vcpu; /* NULL: `error` says why */
+    struct rift_error error;
+};
+
 struct rift_kvm_vm {
     struct rift_kvm_machine machine;
     const struct rift_kvm_binding *binding;
@@ -26,7 +37,9 @@ struct rift_kvm_vm {
     uint32_t slot_count, slot_limit;
     struct rift_kvm_vcpu *vcpus; /* open ones */
     uint32_t next_id;
+    int running; /* a vCPU was asked for */
     void *flush_page;
+    struct rift_kvm_ahead ahead;
 };
 
 /* Outlives its vCPU, so that a late kick is harmless. */
@@ -66,9 +79,18 @@ struct rift_kvm_vcpu {
 /* Fills in the error; returns -1. */
 int rift_kvm_fail(struct rift_error *error, int code, const char *operation);
 
+/* kvm.c: a vCPU that nobody owns yet; and its end. */
+struct rift_kvm_vcpu *rift_kvm_vcpu_make(struct rift_kvm_vm *vm, uint32_t index, struct rift_error *error);
+void rift_kvm_vcpu_destroy(struct rift_kvm_vcpu *vcpu);
+
+/* kvm_ahead.c: vCPU 0 before it is asked for. One thread at a time calls these. */
+void rift_kvm_ahead_start(struct rift_kvm_vm *vm);
+void rift_kvm_ahead_wait(struct rift_kvm_vm *vm);
+/* Returns whether it was made, or tried, ahead; then *vcpu is it, or NULL and *error says why. */
+int rift_kvm_ahead_take(struct rift_kvm_vm *vm, struct rift_kvm_vcpu **vcpu, struct rift_error *error);
+
 /* kvm_control.c */
-struct rift_kvm_control *rift_kvm_control_create(struct rift_kvm_cpu *cpu, const struct rift_kvm_binding *binding,
-                                                 int signal);
+struct rift_kvm_control *rift_kvm_control_create(struct rift_kvm_cpu *cpu, const struct rift_kvm_binding *binding);
 void rift_kvm_control_own(struct rift_kvm_control *control); /* by the calling thread */
 void rift_kvm_control_disown(struct rift_kvm_control *control);
 void rift_kvm_control_leave(struct rift_kvm_control *control); /* the end of rift_kvm_vcpu_run */

@@ -138,6 +138,9 @@ static void vm_free(struct rift_kvm_vm *vm) {
 void rift_kvm_vm_close(struct rift_kvm_vm *vm) {
     if (!vm)
         return;
+    rift_kvm_ahead_wait(vm);
+    if (vm->ahead.vcpu)
+        rift_kvm_vcpu_destroy(vm->ahead.vcpu);
     vm->binding->vm_release(&vm->machine);
     if (vm->machine.fd >= 0)
         close(vm->machine.fd);
@@ -146,7 +149,13 @@ void rift_kvm_vm_close(struct rift_kvm_vm *vm) {
     vm_free(vm);
 }
 
+void rift_kvm_vm_settle(struct rift_kvm_vm *vm) {
+    rift_kvm_ahead_wait(vm);
+}
+
 void rift_kvm_vm_forget(struct rift_kvm_vm *vm) {
+    if (vm->ahead.vcpu)
+        rift_kvm_vcpu_forget(vm->ahead.vcpu);
     if (vm->machine.fd >= 0)
         close(vm->machine.fd);
     if (vm->machine.device >= 0)
@@ -213,6 +222,7 @@ int rift_kvm_vm_map(struct rift_kvm_vm *vm, uint64_t gpa, void *host, uint64_t b
     pthread_mutex_lock(&vm->lock);
     vm->slots[number] = (struct rift_kvm_slot){.gpa = gpa, .bytes = bytes, .host = host, .writable = writable};
     pthread_mutex_unlock(&vm->lock);
+    rift_kvm_ahead_start(vm);
     return 0;
 }
 
@@ -276,7 +286,7 @@ int rift_kvm_vm_flush(struct rift_kvm_vm *vm, struct rift_error *error) {
 
 int rift_kvm_vm_install(struct rift_kvm_vm *vm, uint32_t kind, uint64_t first, uint64_t last, uintptr_t handle,
                         uintptr_t context, int fallback, struct rift_error *error) {
-    if (vm->next_id) /* the table is read without a lock once a vCPU exists */
+    if (vm->running) /* the table is read without a lock once a vCPU exists */
         return rift_kvm_fail(error, EBUSY, "rift_dispatch_add");
     int status = rift_dispatch_add(vm->dispatch, kind, first, last, (rift_exit_fn *)handle, (void *)context, fallback);
     return status ? rift_kvm_fail(error, -status, "rift_dispatch_add") : 0;

@@ -198,6 +198,7 @@ static const struct rift_kvm_binding x86_64 = {
     .isa = "x86_64",
     .registers = rift_kvm_x86_registers,
     .register_count = X86_REGISTER_COUNT,
+    .flags = RIFT_KVM_VCPU_AHEAD,
     .describe = describe,
     .vm_setup = vm_setup,
     .vm_release = vm_release,
