@@ -216,6 +216,10 @@ def test_guests_of_another_isa_than_the_hosts_are_refused() -> None:
 
 def test_a_host_without_a_binding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64", release="", version=""))
-    result = probe(KvmConfig())
+    host_isa.cache_clear()
+    try:
+        result = probe(KvmConfig())
+    finally:
+        host_isa.cache_clear()
     assert not result.available
     assert result.reason == "this backend has bindings for x86_64 and aarch64 hosts; this is riscv64"

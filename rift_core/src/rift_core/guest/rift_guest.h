@@ -224,7 +224,8 @@ size_t strlen(const char *text);
  * int64_t rift_hypercall(uint64_t number, uint64_t a1, ... a6);        (supervisor mode)
  * uint64_t rift_counter(void);               a counter that never goes back
  * void rift_relax(void);                     inside loops that wait for another thread
- * void rift_halt(void);                      waits for an interrupt; without any, the thread ends (supervisor mode)
+ * void rift_halt(void);                      waits for an interrupt; without any, the thread ends (supervisor
+ *                                            mode). AArch64 may end the wait for no reason: wait in a loop
  * void rift_compiler_barrier(void), rift_memory_barrier(void), rift_read_barrier(void), rift_write_barrier(void)
  * int rift_divide(int, int);                 as the CPU does it: x86-64 raises RIFT_CAUSE_DIVIDE for a division by 0
  * void rift_undefined_instruction(void);     raises RIFT_CAUSE_UNDEFINED_INSTRUCTION; RIFT_UNDEFINED_BYTES long
