@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,8 @@ STAND_IN = """#!{python}
 import os, pathlib, re, subprocess, sys, time
 words, mode = " ".join(sys.argv[1:]), os.environ.get("STAND_IN", "run")
 folder = pathlib.Path(re.search(r"id=share0,path=([^ ]*?),security_model", words)[1])
-pathlib.Path(os.environ["STAND_IN_NOTES"]).write_text(f"{{os.getpid()}}\\n{{folder}}\\n{{words}}")
+session = (folder / "session").read_text()
+pathlib.Path(os.environ["STAND_IN_NOTES"]).write_text("\\n".join([str(os.getpid()), words, session]))
 if mode == "dies":
     sys.exit(3)
 if mode == "fails":
@@ -39,7 +41,7 @@ if mode != "never boots":
 if mode != "run":
     time.sleep(300)
 out, error = re.findall(r"-add-fd fd=(\\d+),set=[12]", words)
-session = (folder / "session").read_text().replace("/run/lab/", f"{{folder}}/")
+session = session.replace("/run/lab/", f"{{folder}}/")
 session = session.replace("/dev/lab.out", f"/proc/self/fd/{{out}}").replace("/dev/lab.err", f"/proc/self/fd/{{error}}")
 subprocess.run(["/bin/sh", "-c", session], env={{}}, pass_fds=[int(out), int(error)])
 """
@@ -276,6 +278,17 @@ def test_suite_used_wrongly(lab: Lab, words: tuple[str, ...], message: str) -> N
     done = lab.run(*words, program="suite")
     assert done.returncode == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("part", ["suites", "ci", "all"])
+def test_suite_names_tests_that_exist(lab: Lab, part: str) -> None:
+    assert lab.run("svm", part, "-x", program="suite", STAND_IN="dies").returncode == 125
+    (command,) = (line for line in lab.notes.read_text().splitlines() if "-m pytest" in line)
+    words = shlex.split(command)
+    assert {"--rift-require=kvm", "-x"} <= set(words)
+    paths = [word.removeprefix("--deselect=").partition("::")[0] for word in words if "/" in word]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert ("plugins/kvm" in paths) == (part != "all")
 
 
 @pytest.mark.parametrize(("statuses", "result"), [((0, 0), 0), ((0, 1), 1), ((125, 0), 1)])
