@@ -109,5 +109,7 @@ def _makers() -> dict[type[Section], Callable[[Any, HostMachine], Iterable[ExitH
 @hookimpl
 def rift_exit_handlers(config: Section, machine: HostMachine) -> Iterable[ExitHandler]:
     """The handlers of one table."""
-    make = _makers().get(type(config))
-    return make(config, machine) if make is not None else ()
+    for model, make in _makers().items():
+        if isinstance(config, model):  # core's model of the table derives from it
+            return make(config, machine)
+    return ()
