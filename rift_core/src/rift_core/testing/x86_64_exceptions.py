@@ -173,9 +173,11 @@ class PrivilegeTests:
         assert machine.register("rax") == 42
 
     @requires("software_interrupts_user")
-    def test_interrupt_through_a_gate_of_ring_0(self, machine: Machine) -> None:
-        frame = machine.fault(INT_80, user=True)
-        assert (frame.vector, frame.code, frame.rip) == (13, 0x80 * 8 + 2, USER_CODE)
+    @pytest.mark.parametrize("number", [0, 8, 13, 14, 0x80])
+    def test_interrupt_through_a_gate_of_ring_0(self, machine: Machine, number: int) -> None:
+        """INT n is no exception n: its fault is the first one, and no double fault."""
+        frame = machine.fault(bytes((0xCD, number)), user=True)
+        assert (frame.vector, frame.code, frame.rip) == (13, number * 8 + 2, USER_CODE)
 
     @requires("software_interrupts_user")
     def test_breakpoint_in_ring_3(self, machine: Machine) -> None:

@@ -158,7 +158,7 @@ int x86_deliver(struct rift_emulator_cpu *cpu, int vector, int software, uint32_
     size_t hidden = rift_emulator_x86_layout.hidden_flags;
     x86_set32(context, hidden, x86_get32(context, hidden) & ~HIDDEN_INHIBIT);
     while (try_delivery(cpu, vector, software, code, &fault)) {
-        if (vector == X86_DF) {
+        if (vector == X86_DF && !software) {
             struct rift_exit exit = {.kind = RIFT_EXIT_SHUTDOWN};
             rift_emulator_exit(cpu, &exit); /* whatever the answer: this CPU cannot go on */
             return RIFT_EMULATOR_LEAVE;
@@ -167,8 +167,9 @@ int x86_deliver(struct rift_emulator_cpu *cpu, int vector, int software, uint32_
             step_back(cpu, vector);
         if (fault.vector == X86_PF)
             x86_set(context, rift_emulator_x86_layout.cr + 16, fault.address);
-        int twice = (contributory(vector) && contributory(fault.vector)) ||
-                    (vector == X86_PF && (contributory(fault.vector) || fault.vector == X86_PF));
+        /* INT n is not the exception n: a fault on its way is the first one. */
+        int twice = !software && ((contributory(vector) && contributory(fault.vector)) ||
+                                  (vector == X86_PF && (contributory(fault.vector) || fault.vector == X86_PF)));
         vector = twice ? X86_DF : fault.vector;
         code = twice ? 0 : fault.code;
         software = 0;
