@@ -48,6 +48,7 @@ from rift_core.testing.requirements import requires
 
 NOP, SVC, BRK, UNDEFINED = 0xD503_201F, 0xD402_4681, 0xD420_00A0, 0  # svc #0x1234; brk #5; udf #0
 LOAD, STORE = 0xF940_0020, 0xF900_0020  # ldr x0, [x1]; str x0, [x1]
+LOAD_EXCLUSIVE = 0xC85F_7C20  # ldxr x0, [x1]
 BRANCH = 0xD61F_0020  # br x1
 ADD, BRANCH_OVER = 0x9100_0400, 0x1400_0002  # add x0, x0, #1; b .+8
 FADD, LOAD_VECTOR, READ_FPCR = 0x1E61_2800, 0x3DC0_0020, 0xD53B_4400  # fadd d0, d0, d1; ldr q0, [x1]; mrs x0, fpcr
@@ -243,7 +244,6 @@ class ExceptionTests:
             (0xF862_7820, 1, 9, 0),  # ldr x0, [x1, x2, lsl #3]
             (0xA940_8C20, 4, 12, 0),  # ldp x0, x3, [x1, #8]
             (0xA900_8C20, 4, 12, WRITE),  # stp x0, x3, [x1, #8]
-            (0xC85F_7C20, 4, 4, 0),  # ldxr x0, [x1]
             (0xFD40_0020, 4, 4, 0),  # ldr d0, [x1]
             (LOAD_VECTOR, 8, 8, 0),
         ],
@@ -258,6 +258,14 @@ class ExceptionTests:
         assert (frame.cls, frame.iss & 0x7F) == (0x24 if user else 0x25, 0x21 | write)
         assert (frame.far, frame.elr) == (data + fault, (USER_CODE if user else CODE) + 4)
         assert machine.register("x1") == data + offset
+
+    @pytest.mark.parametrize("user", [False, True], ids=["el1", "el0"])
+    def test_exclusive_access_that_is_not_aligned(self, machine: Machine, user: bool) -> None:
+        """An exception whatever SCTLR_EL1.A says; FEAT_LSE2 asks for 16 bytes without a border (Arm ARM, B2.5.2)."""
+        data = USER_DATA if user else DATA
+        frame = machine.fault(NOP, LOAD_EXCLUSIVE, user=user, x1=data + 12)
+        assert (frame.cls, frame.iss & 0x7F) == (0x24 if user else 0x25, 0x21)
+        assert (frame.far, frame.elr) == (data + 12, (USER_CODE if user else CODE) + 4)
 
     @pytest.mark.parametrize(
         ("instruction", "offset"),
