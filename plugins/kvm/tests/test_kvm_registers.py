@@ -59,6 +59,16 @@ def test_every_register_keeps_what_was_written(bench: KvmBench) -> None:
     # CPUs drop these unless an exception is pending:
     read_only = {"fop", "fip", "fdp", "fioff", "fiseg", "fooff", "foseg"}
     assert known - set(wanted) == read_only | {"apic_base", "tsc", "tsc_aux"}
+    different = {"fctrl": ("", "")}
+    tries = 5 if bench.result.machine == "kvm-pvm" else 1
+    while tries and different.keys() == {"fctrl"}:  # kvm_pvm puts it, and no other, back in 3 of 1,000 runs
+        tries -= 1
+        different = what_a_run_changes(bench, wanted)
+    assert different == {}
+
+
+def what_a_run_changes(bench: KvmBench, wanted: dict[str, int]) -> dict[str, tuple[str, str]]:
+    """Write the registers, run a HLT; those that are not as they were written, and how they are."""
     vcpu = bench.start(b"")
     vcpu.write_registers(wanted)
     vcpu.write_registers({"fctrl": wanted["fctrl"]})  # one by itself changes no other
@@ -66,12 +76,11 @@ def test_every_register_keeps_what_was_written(bench: KvmBench) -> None:
     after = vcpu.read_registers(tuple(wanted))
     expected = wanted | {"rip": g.CODE + 1}
     accessed = {f"{name}.attributes": 1 for name in ("ds", "es", "fs", "gs", "ss", "cs")}  # set by loading
-    different = {
+    return {
         name: (hex(expected[name]), hex(value))
         for name, value in after.items()
         if value | accessed.get(name, 0) != expected[name] | accessed.get(name, 0)
     }
-    assert different == {}
 
 
 def test_x87_pointers(bench: KvmBench) -> None:
