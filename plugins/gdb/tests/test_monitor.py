@@ -39,6 +39,15 @@ def test_what_is_no_command(debug: Debug) -> None:
     assert client.ask("qRcmd,zz").startswith(b"E")
 
 
+def test_a_long_answer_comes_in_pieces_of_whole_characters(debug: Debug) -> None:
+    client = debug("main").begin()
+    for padding in ("", "a", "ab"):
+        command = (
+            padding + "\N{EURO SIGN}" * 10_915
+        )  # three bytes each: with what the answer adds, too many for one packet
+        assert client.monitor(command) == f"there is no command {command!r}; try: monitor help\n"
+
+
 def test_threads_and_where_they_stand(debug: Debug) -> None:
     debugged = debug("spin", "spin_too", privilege="user")
     client = debugged.begin()

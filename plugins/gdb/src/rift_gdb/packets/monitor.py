@@ -23,6 +23,9 @@ def command(session: Session, arguments: bytes) -> bytes:
     if not data:
         return b"OK"
     while len(data) > _PIECE:
-        session.connection.send(b"O" + to_hex(data[:_PIECE]))
-        data = data[_PIECE:]
+        end = _PIECE
+        while data[end] & 0xC0 == 0x80:  # inside a character of UTF-8: a client may decode each piece by itself
+            end -= 1
+        session.connection.send(b"O" + to_hex(data[:end]))
+        data = data[end:]
     return to_hex(data)
