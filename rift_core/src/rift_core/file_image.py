@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,11 @@ _KINDS = (
     (stat.S_ISCHR, "a character device"),
     (stat.S_ISBLK, "a block device"),
 )
+
+
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0x40
+"""``MAP_NORESERVE``, which mmap(3) of Python 3.11 does not name: Linux, include/uapi/asm-generic/mman.h; macOS,
+sys/mman.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,11 @@ def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
         raise BinaryError(f"{path}: this is {kind}; an executable is a regular file")
+
+
+def _map(descriptor: int, size: int) -> mmap.mmap:
+    """A private mapping: few of its pages will be written, and memory is not set aside for all of them."""
+    return mmap.mmap(descriptor, size, mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _copy(path: Path, descriptor: int, size: int) -> bytearray:
@@ -104,7 +115,7 @@ def read_image(
                 return None
             mapped = map_file is True or (map_file == "auto" and size >= MAP_FROM)
             owner: mmap.mmap | bytearray
-            owner = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) if mapped else _copy(path, descriptor, size)
+            owner = _map(descriptor, size) if mapped else _copy(path, descriptor, size)
             return FileImage(path, memoryview(owner), mapped, owner, ffi.from_buffer("uint8_t[]", owner))
         finally:
             os.close(descriptor)
