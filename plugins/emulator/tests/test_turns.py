@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rift_emulator
+from rift_core import open_machine
 from rift_core.exits import ExitKind
 from rift_core.testing.backend_native import RESUME, Native
 from rift_core.testing.bench import DATA, SECONDS, Bench, Worker
@@ -220,3 +222,34 @@ def test_machines_run_side_by_side() -> None:
         return values
 
     assert [worker.join() for worker in [Worker(own), Worker(own)]] == [[1] * 20] * 2
+
+
+COUNTERS = {
+    # add x1, x1, #1; ldr x3, [x0]; add x3, x3, #1; str x3, [x0]; add x4, x0, #0; ldr x4, [x4]; b .-24
+    "aarch64": (
+        "x1",
+        struct.pack("<7I", 0x9100_0421, 0xF940_0003, 0x9100_0463, 0xF900_0003, 0x9100_0004, 0xF940_0084, 0x17FF_FFFA),
+    ),
+    # inc rbx; inc qword [rdi]; jmp .-6
+    "x86_64": ("rbx", bytes.fromhex("48ffc3 48ff07 ebf8")),
+}
+
+
+@pytest.mark.parametrize("isa", COUNTERS)
+def test_a_kick_leaves_no_instruction_half_done(isa: str) -> None:
+    """One that changes memory is executed once, however many kicks there are."""
+    register, code = COUNTERS[isa]
+    with open_machine(code=code.ljust(128, b"\0"), isa=isa, backend="emulator") as machine:
+        thread = machine.thread().start(0x40_0040)
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            thread.kick()
+            with machine.pause():
+                pass
+        with machine.pause():
+            counted = thread.registers[register]
+            stored = int.from_bytes(machine.read_virtual(0x40_0040, 8), "little")
+        thread.kill()
+        thread.join(10)
+    assert counted > 1000
+    assert counted - stored in (0, 1)  # the pause may come between the two

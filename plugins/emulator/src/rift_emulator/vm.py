@@ -253,7 +253,6 @@ def _abandon_all() -> None:
     for vm in list(_vms):
         vm.abandon()
     _vms.clear()
-    lib.rift_emulator_after_fork()
 
 
 os.register_at_fork(after_in_child=_abandon_all)

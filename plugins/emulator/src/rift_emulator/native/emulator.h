@@ -72,9 +72,6 @@ int rift_emulator_vm_install(struct rift_emulator_vm *vm, uint32_t kind, uint64_
 void rift_emulator_vm_take(struct rift_emulator_vm *vm);
 void rift_emulator_vm_give(struct rift_emulator_vm *vm);
 
-/* In a forked child, before anything else: locks and helper threads of the parent are not there. */
-void rift_emulator_after_fork(void);
-
 /* -- vCPUs ------------------------------------------------------------------------------------------ */
 
 /* What a run leaves behind: valid until the next call on the vCPU. */

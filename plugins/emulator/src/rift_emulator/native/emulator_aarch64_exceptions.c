@@ -232,8 +232,7 @@ static void undefined(struct rift_emulator_cpu *cpu, uint64_t pc, uint32_t syndr
     arm_raise(cpu, syndrome, address);
 }
 
-static void interrupt_hook(struct unicorn *engine, uint32_t number, void *context) {
-    struct rift_emulator_cpu *cpu = context;
+static void interrupt(struct unicorn *engine, struct rift_emulator_cpu *cpu, uint32_t number) {
     struct arm *arm = cpu->state;
     const uint64_t pc = arm_register(cpu, UNICORN_ARM_PC);
     rift_emulator_cut(cpu, pc);
@@ -269,6 +268,12 @@ static void interrupt_hook(struct unicorn *engine, uint32_t number, void *contex
         rift_emulator_leave(cpu);
     }
     }
+}
+
+static void interrupt_hook(struct unicorn *engine, uint32_t number, void *context) {
+    struct rift_emulator_cpu *cpu = context;
+    interrupt(engine, cpu, number);
+    rift_emulator_heed(cpu); /* vectors that cannot be fetched fault again and again */
 }
 
 int arm_hooks(struct rift_emulator_cpu *cpu, struct rift_error *error) {

@@ -42,20 +42,15 @@ struct rift_emulator_control {
     atomic_uint dispatching; /* the owner is in a native handler */
     atomic_ulong exits;      /* written by the owner only */
     struct rift_emulator_turn *turn;
-    pthread_mutex_t lock;   /* the rest */
-    struct unicorn *engine; /* not NULL: the owner is in the engine, or about to be */
-    struct rift_emulator_control *next_unruly;
-    int unruly; /* in the list of those that are told again */
 };
 
 struct rift_emulator_control *rift_emulator_control_create(struct rift_emulator_turn *turn);
 
-/* Starts the helper thread, once a process. */
-int rift_emulator_control_start(struct rift_error *error);
-
-/* Around the engine. `enter` returns -1 if there is something to look at first, unless it must not matter. */
-int rift_emulator_control_enter(struct rift_emulator_control *control, struct unicorn *engine, int whatever);
-void rift_emulator_control_leave(struct rift_emulator_control *control);
+/* Whether the owner is to leave the engine: it has been kicked, or is to yield. Asked before each block of code. */
+static inline int rift_emulator_control_wanted(const struct rift_emulator_control *control) {
+    return atomic_load_explicit(&control->kick, memory_order_relaxed) ||
+           atomic_load_explicit(&control->yield, memory_order_relaxed);
+}
 
 /* Makes the owner leave the engine, soon and without an exit. */
 void rift_emulator_control_yield(struct rift_emulator_control *control);
@@ -154,6 +149,7 @@ struct rift_emulator_code {
 };
 
 int rift_emulator_code_setup(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
+int rift_emulator_run_setup(struct rift_emulator_vcpu *vcpu, struct rift_error *error);
 void rift_emulator_code_release(struct rift_emulator_vcpu *vcpu);
 /* Notes that [gpa, gpa + bytes) was, or will be, translated. */
 void rift_emulator_code_note(struct rift_emulator_vcpu *vcpu, uint64_t gpa, uint64_t bytes);

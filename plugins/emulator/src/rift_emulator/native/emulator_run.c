@@ -63,6 +63,12 @@ void rift_emulator_leave(struct rift_emulator_cpu *cpu) {
     rift_emulator_vcpu_leave(vcpu, outcome == RIFT_EMULATOR_NOTHING ? RIFT_EMULATOR_AGAIN : outcome);
 }
 
+void rift_emulator_heed(struct rift_emulator_cpu *cpu) {
+    struct rift_emulator_vcpu *vcpu = vcpu_of(cpu);
+    if (rift_emulator_control_wanted(vcpu->control) && !vcpu->completing && !cpu->leaving)
+        rift_emulator_leave(cpu);
+}
+
 static void forget_accesses(struct rift_emulator_vcpu *vcpu) {
     struct rift_emulator_devices *devices = &vcpu->devices;
     devices->count = devices->next = devices->unanswered = 0;
@@ -111,6 +117,24 @@ void rift_emulator_instruction_over(struct rift_emulator_cpu *cpu) {
 
 /* -- the loop --------------------------------------------------------------------------------------- */
 
+/* Before each block of code: see emulator_control.c. */
+static void block_hook(struct unicorn *engine, uint64_t pc, uint32_t size, void *context) {
+    struct rift_emulator_vcpu *vcpu = context;
+    (void)size;
+    if (!rift_emulator_control_wanted(vcpu->control) || vcpu->completing || vcpu->cpu.leaving)
+        return;
+    rift_emulator_cut(&vcpu->cpu, pc);
+    vcpu->outcome = RIFT_EMULATOR_AGAIN;
+    vcpu->cpu.leaving = 1;
+    unicorn.emu_stop(engine);
+}
+
+int rift_emulator_run_setup(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
+    unicorn_hook hook;
+    int status = unicorn.hook_add(vcpu->cpu.engine, &hook, UNICORN_HOOK_BLOCK, (void *)block_hook, vcpu, 1, 0);
+    return status ? rift_emulator_engine_error(error, status, "uc_hook_add") : 0;
+}
+
 /* Takes the kick, if there is one. */
 static int take_kick(struct rift_emulator_control *control) {
     return atomic_load(&control->kick) && atomic_exchange(&control->kick, 0);
@@ -142,9 +166,8 @@ static void run_engine(struct rift_emulator_vcpu *vcpu) {
     if (vcpu->devices.count)
         cpu->stepping |= RIFT_EMULATOR_STEP_ACCESS;
     if (binding->arm(cpu, &pc) == RIFT_EMULATOR_GO_ON &&
-        rift_emulator_control_enter(vcpu->control, cpu->engine, vcpu->completing) == 0) {
+        (vcpu->completing || !rift_emulator_control_wanted(vcpu->control))) {
         int status = unicorn.emu_start(cpu->engine, pc, 0, 0, 0);
-        rift_emulator_control_leave(vcpu->control);
         if (status && vcpu->outcome == RIFT_EMULATOR_NOTHING) {
             rift_emulator_engine_error(&vcpu->window.error, status, "uc_emu_start");
             vcpu->outcome = RIFT_EMULATOR_HAS_FAILED;

@@ -25,6 +25,9 @@ int rift_emulator_exit(struct rift_emulator_cpu *cpu, struct rift_exit *exit);
 /* From a hook: leave the engine after it, without an exit of its own. */
 void rift_emulator_leave(struct rift_emulator_cpu *cpu);
 
+/* The same if the vCPU was kicked: from a hook that may run for ever without a block of code in between. */
+void rift_emulator_heed(struct rift_emulator_cpu *cpu);
+
 /* From a hook: the instruction that was stepped is over, and the guest is at `pc`. Returns enum
  * rift_emulator_flow; with LEAVE the engine has been told to stop. */
 int rift_emulator_stepped(struct rift_emulator_cpu *cpu, uint64_t pc);

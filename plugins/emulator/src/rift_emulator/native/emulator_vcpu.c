@@ -72,7 +72,8 @@ struct rift_emulator_vcpu *rift_emulator_vcpu_create(struct rift_emulator_vm *vm
         rift_emulator_fail(error, ENOMEM, "calloc");
     if (!vcpu->control ||
         rift_emulator_engine_open(vm->binding, vm->code_buffer, &vcpu->cpu.engine, &vcpu->cpu.context, error) ||
-        rift_emulator_code_setup(vcpu, error) || rift_emulator_devices_watch(vcpu, error) ||
+        rift_emulator_code_setup(vcpu, error) || rift_emulator_run_setup(vcpu, error) ||
+        rift_emulator_devices_watch(vcpu, error) ||
         vm->binding->setup(&vcpu->cpu, error)) {
         destroy(vcpu);
         return NULL;

@@ -17,8 +17,6 @@ int rift_emulator_binding_check(const struct rift_emulator_binding *binding) {
 struct rift_emulator_vm *rift_emulator_vm_create(const struct rift_emulator_binding *binding, uint32_t flags,
                                                  uint32_t gpa_bits, uint32_t code_buffer, uint32_t slot_limit,
                                                  struct rift_error *error) {
-    if (rift_emulator_control_start(error))
-        return NULL;
     struct rift_emulator_vm *vm = calloc(1, sizeof(*vm));
     if (vm) {
         vm->turn = rift_emulator_turn_create();
