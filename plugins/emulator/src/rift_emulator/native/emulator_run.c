@@ -4,7 +4,7 @@
 
 #include <errno.h>
 
-/* More entries than completing one instruction can take: its accesses, and stops by kicks that are not over. */
+/* More entries than completing one instruction can take. */
 #define MOST_ENTRIES 4096
 
 static struct rift_emulator_vcpu *vcpu_of(struct rift_emulator_cpu *cpu) {
