@@ -179,7 +179,7 @@ class KvmVm:
             raise HypervisorError("KVM_SET_USER_MEMORY_REGION", 0, f"{_place(region)}: the host buffer is read-only")
         # Not ffi.from_buffer: collected as part of a cycle, it releases a memoryview that is gone already.
         address = ffi.cast("void *", buffer_address(buffer))
-        with HELD, self.lock:
+        with HELD, self.lock, WHOLE:  # the first slot starts what makes the first vCPU
             self._check_open()
             status = lib.rift_kvm_vm_map(
                 self.native, region.guest_address, address, buffer.nbytes, writable, self._error
