@@ -83,6 +83,18 @@ def test_two_vcpus_on_two_threads(bench: KvmBench) -> None:
     assert int.from_bytes(bench.guest.memory[g.DATA : g.DATA + 8], "little") == 4000
 
 
+def test_the_first_vcpu_keeps_its_number_when_it_comes_second(make_bench: Callable[..., KvmBench]) -> None:
+    """vCPU 0 is being made already; no other one may take the number that guests know it by."""
+    for _ in range(20):
+        bench = make_bench()
+        other = bench.vm.create_vcpu(1)
+        exit = bench.run(bytes.fromhex("b801000000 0fa2 c1eb18"))  # mov eax,1; cpuid; shr ebx,24
+        assert exit.kind is ExitKind.HALT
+        assert bench.vcpu.read_registers(("rbx",)) == {"rbx": 0}
+        other.close()
+        bench.vm.create_vcpu(1).close()  # with a number that KVM has not seen
+
+
 def test_exit_count_from_another_thread(bench: KvmBench) -> None:
     vcpu = bench.start(b"\xe6\x10" * 5)
     for _ in range(5):

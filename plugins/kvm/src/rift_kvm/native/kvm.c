@@ -72,6 +72,7 @@ struct rift_kvm_vcpu *rift_kvm_vcpu_create(struct rift_kvm_vm *vm, uint32_t inde
                                            struct rift_error *error) {
     struct rift_kvm_vcpu *vcpu = NULL;
     vm->running = 1;
+    rift_kvm_ahead_wait(vm); /* which also chooses a number for KVM */
     if (index || !rift_kvm_ahead_take(vm, &vcpu, error))
         vcpu = rift_kvm_vcpu_make(vm, index, error);
     if (!vcpu)
