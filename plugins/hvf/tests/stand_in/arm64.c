@@ -138,10 +138,11 @@ EXPORT int hv_vm_destroy(void) {
 static void disturb(void) {
     for (unsigned at = 0; at < MOST_VCPUS; ++at) {
         struct vcpu *vcpu = machine->vcpus[at];
-        for (int attempt = 0; vcpu && atomic_load(&vcpu->inside) && attempt < 5; ++attempt) {
-            uc_emu_stop(vcpu->engine);
-            nanosleep(&(struct timespec){.tv_nsec = 100000}, 0);
-        }
+        if (!vcpu || !atomic_load(&vcpu->entered))
+            continue; /* it looks before it enters */
+        atomic_store(&vcpu->disturbed, 1);
+        while (atomic_load(&vcpu->entered) && atomic_load(&vcpu->disturbed))
+            nanosleep(&(struct timespec){.tv_nsec = 50000}, 0);
     }
 }
 
@@ -325,7 +326,6 @@ EXPORT int hv_vcpus_exit(uint64_t *numbers, uint32_t count) {
         if (stand_in_options.lose_kicks && !atomic_load(&vcpu->inside))
             continue;
         atomic_store(&vcpu->asked_to_exit, 1);
-        uc_emu_stop(vcpu->engine);
     }
     pthread_mutex_unlock(&machine_lock);
     return status;

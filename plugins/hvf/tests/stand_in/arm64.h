@@ -37,7 +37,8 @@ struct vcpu {
     uc_context *context;
     struct exit_info *exit;
     unsigned regions_seen; /* machine->generation that the engine's memory is of */
-    atomic_int asked_to_exit, inside, code_changed, yield;
+    atomic_int asked_to_exit, inside, code_changed; /* asked of it */
+    atomic_int yield, disturbed, entered;             /* see on_block, run_vcpu */
     bool pending[2]; /* IRQ, FIQ */
     bool timer_masked, trap_debug, trap_debug_access;
     uint64_t timer_offset, mdscr, mpidr;
@@ -91,7 +92,7 @@ void run_synchronise(struct vcpu *vcpu);
 /* arm64_timer.c */
 uint64_t run_counter(void);
 int timer_hooks(struct vcpu *vcpu);
-/* Ticks until the virtual timer fires: 0 now, ~0 never. */
+/* Ticks until the virtual timer fires: 0 now, ~0 never. It is looked at before each block of code. */
 uint64_t timer_ticks(struct vcpu *vcpu);
 /* The timer's registers: whether `number` is one, and then its value. */
 int timer_read(struct vcpu *vcpu, uint16_t number, uint64_t *value);

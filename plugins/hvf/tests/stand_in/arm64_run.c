@@ -25,10 +25,8 @@ static void nap(long nanoseconds) {
 
 static void stop_runner(void) {
     pthread_mutex_lock(&runner_lock);
-    if (runner) {
+    if (runner)
         atomic_store(&runner->yield, 1);
-        uc_emu_stop(runner->engine);
-    }
     pthread_mutex_unlock(&runner_lock);
 }
 
@@ -73,9 +71,15 @@ static bool on_unmapped(uc_engine *engine, uc_mem_type type, uint64_t address, i
     return false;
 }
 
+/* What ends an entry from outside is looked at before each block of code: an engine that another thread stops may do so
+ * behind an access to memory in the middle of an instruction, which is then executed twice. */
 static void on_block(uc_engine *engine, uint64_t address, uint32_t size, void *data) {
     struct vcpu *vcpu = data;
-    (void)engine;
+    if (atomic_load(&vcpu->yield) || atomic_load(&vcpu->asked_to_exit) || atomic_load(&vcpu->disturbed) ||
+        timer_ticks(vcpu) == 0) {
+        uc_emu_stop(engine);
+        return;
+    }
     vcpu->block = address;
     vcpu->block_end = address + size;
 }
@@ -230,11 +234,15 @@ static int debug_hit(struct vcpu *vcpu) {
 
 /* -- running --------------------------------------------------------------------------------------------------------- */
 
+static bool is_synchronised(struct vcpu *vcpu) {
+    return !atomic_load(&vcpu->code_changed) && vcpu->regions_seen == atomic_load(&machine->generation);
+}
+
 /* The engine's memory becomes the machine's. */
 void run_synchronise(struct vcpu *vcpu) {
     if (atomic_exchange(&vcpu->code_changed, 0))
         uc_ctl_flush_tb(vcpu->engine);
-    if (vcpu->regions_seen == atomic_load(&machine->generation))
+    if (is_synchronised(vcpu))
         return; /* without the lock, for which others may wait */
     pthread_mutex_lock(&machine_lock);
     const unsigned generation = atomic_load(&machine->generation);
@@ -275,8 +283,8 @@ static void take_pending(struct vcpu *vcpu) {
 /* Into the engine once. Returns 1 to leave, 0 to go on, -1 for an error. */
 static int enter(struct vcpu *vcpu) {
     const int step = vcpu->trap_debug && (vcpu->mdscr & 1) && vcpu->step_pending;
-    const uint64_t ticks = timer_ticks(vcpu), pc = state_pc(vcpu);
-    if (ticks == 0) {
+    const uint64_t pc = state_pc(vcpu);
+    if (timer_ticks(vcpu) == 0) {
         vcpu->timer_masked = true;
         return leave(vcpu, EXIT_VTIMER, 0, 0, 0);
     }
@@ -287,10 +295,8 @@ static int enter(struct vcpu *vcpu) {
     vcpu->hit = 0;
     vcpu->block = vcpu->block_end = 0;
     const unsigned count = add_debug_hooks(vcpu, hooks);
-    const uint64_t microseconds = ticks == ~UINT64_C(0) ? 0 : ticks * 16 / 1000 + 1;
     take_turn(vcpu);
-    uc_err error = atomic_load(&vcpu->asked_to_exit) ? UC_ERR_OK
-                                                     : uc_emu_start(vcpu->engine, pc, NEVER, microseconds, step || is_pending(vcpu) ? 1 : 0);
+    const uc_err error = uc_emu_start(vcpu->engine, pc, NEVER, 0, step || is_pending(vcpu) ? 1 : 0);
     give_turn(vcpu);
     for (unsigned at = 0; at < count; ++at)
         uc_hook_del(vcpu->engine, hooks[at]);
@@ -327,7 +333,11 @@ int run_vcpu(struct vcpu *vcpu) {
         }
         take_pending(vcpu);
         run_synchronise(vcpu);
-        status = enter(vcpu);
+        atomic_store(&vcpu->disturbed, 0);
+        atomic_store(&vcpu->entered, 1); /* whoever changes something from now on waits for the end of this entry */
+        if (is_synchronised(vcpu))
+            status = enter(vcpu);
+        atomic_store(&vcpu->entered, 0);
     }
     vcpu->pending[0] = vcpu->pending[1] = false;
     atomic_store(&vcpu->inside, 0);

@@ -58,13 +58,9 @@ static uint32_t on_read(uc_engine *engine, uc_arm64_reg target, const uc_arm64_c
     return 1;
 }
 
-/* Where the timer is started the engine stops, for its time in the guest to be limited. */
 static uint32_t on_write(uc_engine *engine, uc_arm64_reg source, const uc_arm64_cp_reg *place, void *data) {
-    (void)source;
-    if (!timer_write(data, number_of(place), place->val))
-        return 0;
-    uc_emu_stop(engine);
-    return 1;
+    (void)engine, (void)source;
+    return (uint32_t)timer_write(data, number_of(place), place->val);
 }
 
 int timer_hooks(struct vcpu *vcpu) {

@@ -115,6 +115,13 @@ static void on_interrupt(uc_engine *uc, uint32_t number, void *data) {
     uc_emu_stop(uc);
 }
 
+/* Looks for requests to exit: the engine, stopped from another thread, may do half an instruction again. */
+static void on_block(uc_engine *uc, uint64_t address, uint32_t size, void *data) {
+    (void)address, (void)size;
+    if (atomic_load(&((struct cpu *)data)->cancel))
+        uc_emu_stop(uc);
+}
+
 /* hv_sys_reg_t taken apart. */
 static uc_arm64_cp_reg parts(uint16_t number) {
     return (uc_arm64_cp_reg){.op0 = number >> 14, .op1 = number >> 11 & 7, .crn = number >> 7 & 15, .crm = number >> 3 & 15,
@@ -148,6 +155,7 @@ API hv_return_t hv_vcpu_create(hv_vcpu_t *vcpu, hv_vcpu_exit_t **exit, void *con
         return ERROR;
     uc_hook_add(cpu->uc, &hook, UC_HOOK_MEM_UNMAPPED | UC_HOOK_MEM_PROT, (void *)on_fault, cpu, 1, 0);
     uc_hook_add(cpu->uc, &hook, UC_HOOK_INTR, (void *)on_interrupt, cpu, 1, 0);
+    uc_hook_add(cpu->uc, &hook, UC_HOOK_BLOCK, (void *)on_block, cpu, 1, 0);
     put_system(cpu, 3 << 14 | 6 << 11 | 1 << 7 | 1 << 3, 1 | 1 << 8 | 1 << 10); /* SCR_EL3: NS, HCE, RW */
     put_system(cpu, 3 << 14 | 4 << 11 | 1 << 7 | 1 << 3, UINT64_C(1) << 31);    /* HCR_EL2: RW */
     *vcpu = cpu->number;
@@ -242,7 +250,6 @@ API hv_return_t hv_vcpus_exit(hv_vcpu_t *vcpus, uint32_t count) {
         struct cpu *cpu = find(vcpus[i]);
         if (cpu) {
             atomic_store(&cpu->cancel, 1);
-            uc_emu_stop(cpu->uc);
         } else {
             answer = BAD_ARGUMENT;
         }
