@@ -305,14 +305,21 @@ def _build_engine(assembly: Assembly) -> Engine:
     config, layout, isa = assembly.config, assembly.plan, assembly.isa
     features = assembly.backend.probe.features
     limits = assembly.backend.probe.limits
+    memory = _make_memory(layout)
     vm = assembly.hooks.create_vm(
         assembly.backend.section, VmSpec(assembly.binary.isa, assembly.binding, features, limits.max_vcpus)
     )
+    try:  # first of all: some backends go on behind it, with what makes a vCPU
+        for region in memory.regions:
+            vm.map_memory(region)
+    except BaseException:
+        vm.close()
+        raise
     guest_limits = GuestLimits(config.limits.wall_time, config.limits.exits_per_second, config.limits.console_bytes)
     engine = Engine(assembly.hooks, layout, isa, vm, limits, guest_limits)
     try:
-        engine.memory = GuestMemory()
-        _make_memory(engine, layout)
+        engine.memory = memory
+        _fill_memory(memory, layout)
         tables = layout.tables
         engine.space = assembly.hooks.configure_mmu(
             isa,
@@ -361,14 +368,19 @@ def install_handlers(engine: Engine, assembly: Assembly, machine: object) -> Non
             engine.vm.install(handler)
 
 
-def _make_memory(engine: Engine, layout: MachinePlan) -> None:
+def _make_memory(layout: MachinePlan) -> GuestMemory:
+    memory = GuestMemory()
     for region in layout.regions:
         if region.segment is None:
             host = HostMemory(region.size, region.name).view
         else:
             host = region.segment.data[region.offset : region.offset + region.size]
-        engine.add_region(MemoryRegion(region.physical, host, region.permissions, region.name))
-    ram = engine.memory.find(layout.ram.physical)
+        memory.add(MemoryRegion(region.physical, host, region.permissions, region.name))
+    return memory
+
+
+def _fill_memory(memory: GuestMemory, layout: MachinePlan) -> None:
+    ram = memory.find(layout.ram.physical)
     if ram is not None:
         for placement in layout.placements:
             at = placement.physical - ram.guest_address

@@ -94,13 +94,14 @@ class CallPool:
             fresh, context.fresh = context.fresh, True  # until it has come back: else the next call starts from scratch
             try:
                 context.enter(timeout, expiry, me == MAIN_THREAD.ident)
-                if vcpu is None or context.owner != me:
-                    vcpu = context.acquire_vcpu()
                 # The payload's own vectors would run in supervisor mode on data that user mode can write.
                 vectors = engine.vectors if privilege == "supervisor" else None
                 state = EntryState(entry, context.stack_top, engine.root, privilege, converted, vectors, engine.abi)
-                if fresh:
-                    context.begin(vcpu, engine.isa.thread_registers(engine.system, context.areas, state))
+                registers = engine.isa.thread_registers(engine.system, context.areas, state) if fresh else None
+                if vcpu is None or context.owner != me:
+                    vcpu = context.acquire_vcpu()  # the backend may still be making it: as late as can be
+                if registers is not None:
+                    context.begin(vcpu, registers)
                 vcpu.write_registers(engine.isa.call_registers(engine.system, context.areas, state))
                 stop = context.loop(engine.dispatcher)
                 returned = context.returned

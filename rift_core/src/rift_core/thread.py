@@ -198,11 +198,12 @@ class Thread:
     def enter_again(self) -> None:
         """Put the vCPU to the entry function, with the arguments of the last start. Its owner, outside the guest."""
         engine, context = self.engine, self.context
-        vcpu = context.acquire_vcpu()
         state = EntryState(
             self.entry, context.stack_top, engine.root, self.privilege, self._arguments, self._vectors, engine.abi
         )
-        context.begin(vcpu, engine.isa.thread_registers(engine.system, context.areas, state))
+        registers = engine.isa.thread_registers(engine.system, context.areas, state)
+        vcpu = context.acquire_vcpu()  # the backend may still be making it: as late as can be
+        context.begin(vcpu, registers)
         if self._overrides:
             vcpu.write_registers(self._overrides)
 
@@ -227,8 +228,8 @@ class Thread:
         try:
             try:
                 self._arguments = arguments
-                vcpu = context.acquire_vcpu()
                 self.enter_again()
+                vcpu = context.acquire_vcpu()
                 engine.hooks.thread_started(self)
                 outcome = engine.hooks.run_vcpu(self, vcpu, engine.dispatcher)
             except BaseException as error:

@@ -7,6 +7,7 @@
 
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 
 /* A memory slot; bytes == 0: its number is free. */
@@ -17,12 +18,12 @@ struct rift_kvm_slot {
 };
 
 /* See kvm_ahead.c. */
-enum rift_kvm_ahead_state { RIFT_KVM_AHEAD_NONE, RIFT_KVM_AHEAD_BUSY, RIFT_KVM_AHEAD_DONE };
+enum rift_kvm_ahead_state { RIFT_KVM_AHEAD_NONE, RIFT_KVM_AHEAD_PREPARED, RIFT_KVM_AHEAD_BUSY, RIFT_KVM_AHEAD_DONE };
 
 struct rift_kvm_ahead {
     enum rift_kvm_ahead_state state;
-    int tried;
-    pthread_t thread;
+    sem_t go, done;
+    int given_up;               /* behind `go` the thread makes nothing */
     struct rift_kvm_vcpu *vcpu; /* NULL: `error` says why */
     struct rift_error error;
 };
@@ -84,8 +85,10 @@ struct rift_kvm_vcpu *rift_kvm_vcpu_make(struct rift_kvm_vm *vm, uint32_t index,
 void rift_kvm_vcpu_destroy(struct rift_kvm_vcpu *vcpu);
 
 /* kvm_ahead.c: vCPU 0 before it is asked for. One thread at a time calls these. */
+void rift_kvm_ahead_prepare(struct rift_kvm_vm *vm);
 void rift_kvm_ahead_start(struct rift_kvm_vm *vm);
 void rift_kvm_ahead_wait(struct rift_kvm_vm *vm);
+void rift_kvm_ahead_end(struct rift_kvm_vm *vm);
 /* Returns whether it was made, or tried, ahead; then *vcpu is it, or NULL and *error says why. */
 int rift_kvm_ahead_take(struct rift_kvm_vm *vm, struct rift_kvm_vcpu **vcpu, struct rift_error *error);
 

@@ -118,6 +118,7 @@ struct rift_kvm_vm *rift_kvm_vm_create(const char *path, const struct rift_kvm_b
     }
     if (binding->vm_setup(machine, error))
         goto failed;
+    rift_kvm_ahead_prepare(vm);
     return vm;
 
 failed:
@@ -138,9 +139,7 @@ static void vm_free(struct rift_kvm_vm *vm) {
 void rift_kvm_vm_close(struct rift_kvm_vm *vm) {
     if (!vm)
         return;
-    rift_kvm_ahead_wait(vm);
-    if (vm->ahead.vcpu)
-        rift_kvm_vcpu_destroy(vm->ahead.vcpu);
+    rift_kvm_ahead_end(vm);
     vm->binding->vm_release(&vm->machine);
     if (vm->machine.fd >= 0)
         close(vm->machine.fd);
