@@ -19,7 +19,7 @@ from rift_core import (
     Stop,
     UnhandledExitError,
 )
-from rift_core.engine import Gate
+from rift_core.gate import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

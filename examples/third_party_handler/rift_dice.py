@@ -11,7 +11,7 @@ from rift_core import Exit, ExitHandler, ExitKind, ExitResult, PluginInfo, Resum
 from rift_core.doorbell import USER_FIRST
 
 if TYPE_CHECKING:
-    from rift_core.machine import HandlerMachine
+    from rift_core.handler_machine import HandlerMachine
 
 
 class DiceConfig(Section):

@@ -316,9 +316,8 @@ def _build_engine(assembly: Assembly) -> Engine:
         vm.close()
         raise
     guest_limits = GuestLimits(config.limits.wall_time, config.limits.exits_per_second, config.limits.console_bytes)
-    engine = Engine(assembly.hooks, layout, isa, vm, limits, guest_limits)
+    engine = Engine(assembly.hooks, layout, isa, vm, limits, guest_limits, memory)
     try:
-        engine.memory = memory
         _fill_memory(memory, layout)
         tables = layout.tables
         engine.space = assembly.hooks.configure_mmu(

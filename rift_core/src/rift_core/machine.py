@@ -14,9 +14,10 @@ from rift_core.assembly import Assembly, assemble, build_engine, find_symbol, in
 from rift_core.calls import CallPool
 from rift_core.catalog import Catalog
 from rift_core.config import MachineConfig, code_config, extension_section, load_config
-from rift_core.engine import REAPER
 from rift_core.errors import AddressError, ConfigError, MappingError, PluginNotFoundError, StateError
 from rift_core.exits import Stop
+from rift_core.handler_machine import HandlerMachine
+from rift_core.lifetimes import REAPER
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
 from rift_core.sharing import Share, share
 
@@ -83,7 +84,7 @@ class Machine:
         self._engine = engine = build_engine(assembly)
         try:
             engine.console_stream = console
-            install_handlers(engine, assembly, self._handler_view())
+            install_handlers(engine, assembly, HandlerMachine(engine))
             self._threads = {thread.name: thread for thread in engine.threads}
             self._calls = CallPool(engine)
             self._call_privilege: Privilege = engine.threads[0].privilege if engine.threads else "supervisor"
@@ -98,9 +99,6 @@ class Machine:
         except BaseException:
             engine.release()
             raise
-
-    def _handler_view(self) -> HandlerMachine:
-        return HandlerMachine(self._engine)
 
     # -- what it is ------------------------------------------------------------------------------
 
@@ -546,62 +544,6 @@ class Machine:
     def __repr__(self) -> str:
         state = "closed" if self._engine.closing else "open"
         return f"<Machine {self.binary.title} on {self.backend}, {state}>"
-
-
-class HandlerMachine:
-    """What an exit handler gets of its machine: it refers to the internals only, so that a handler does not
-    keep a dropped :class:`Machine` alive."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.shared: dict[object, Any] = {}
-        """What handlers of different tables have in common, by keys of their own; it goes with the machine."""
-
-    @property
-    def doorbell(self) -> Gpa:
-        """Guest-physical address of the doorbell page."""
-        return self._engine.doorbell
-
-    @property
-    def limits(self) -> GuestLimits:
-        """The ``[limits]``."""
-        return self._engine.limits
-
-    @property
-    def memory(self) -> GuestMemory:
-        """Guest-physical memory."""
-        self._engine.pristine = False
-        return self._engine.memory
-
-    @property
-    def console_stream(self) -> TextIO | BinaryIO | None:
-        """The stream given to ``open_machine(console=...)``."""
-        return self._engine.console_stream
-
-    @property
-    def isa(self) -> Isa:
-        """The ISA object."""
-        return self._engine.isa
-
-    def read_virtual(self, address: int, size: int) -> bytes:
-        """A copy of guest-virtual bytes. :raises AddressError: not mapped."""
-        return self._engine.read_virtual(address, size)
-
-    def write_virtual(self, address: int, data: bytes) -> None:
-        """Write guest-virtual bytes. :raises AddressError: not mapped."""
-        self._engine.write_virtual(address, data)
-
-    def read_user(self, address: int, size: int) -> bytes:
-        """A copy of bytes at a pointer that user mode has given. :raises AddressError: it may not read them itself."""
-        return self._engine.read_user(address, size)
-
-    def write_user(self, address: int, data: bytes) -> None:
-        """Write to a pointer that user mode has given. :raises AddressError: it may not write there itself."""
-        self._engine.write_user(address, data)
-
-    def translate(self, address: int) -> Walk:
-        """What the page tables say of a guest-virtual address."""
-        return self._engine.translate(address)
 
 
 def open_machine(

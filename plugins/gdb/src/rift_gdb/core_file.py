@@ -63,7 +63,7 @@ class Writer:
 
         :raises RiftError: it cannot be written.
         """
-        from rift_core.engine import Gate
+        from rift_core.gate import Gate
         from rift_gdb.address_map import AddressMap
         from rift_gdb.elf_core import CoreThread, write_core
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from rift_core.engine import Gate
 from rift_core.errors import RiftError
 from rift_core.exits import Resume
+from rift_core.gate import Gate
 from rift_gdb.breakpoints import NOTHING, Breakpoints
 from rift_gdb.events import Events
 from rift_gdb.guest_thread import GuestThread

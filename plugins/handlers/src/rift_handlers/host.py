@@ -1,4 +1,4 @@
-"""What the handlers need of their machine: a part of ``rift_core.machine.HandlerMachine``."""
+"""What the handlers need of their machine: a part of ``rift_core.handler_machine.HandlerMachine``."""
 
 from __future__ import annotations
 
