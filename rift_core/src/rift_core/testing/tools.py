@@ -253,6 +253,23 @@ def expect_gap(machine: str, node: pytest.Item) -> None:
         node.add_marker(pytest.mark.xfail(reason=reason, strict=bool(session().required)))
 
 
+def require_guests(plugin: object | str, isa: str, node: pytest.Item, needs: tuple[Need, ...] = ()) -> object:
+    """The module of a backend that can run this test with guests of ``isa``; else a skip, a failure, an expected gap.
+
+    :param plugin: its name, or its module.
+    :param node: the test: what its marks ``rift_requires`` name is asked for, after ``needs``.
+    """
+    probe = require_backend(plugin).for_isa(isa)
+    module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
+    assert module is not None
+    name, _ = probe_backend(module)
+    expect_gap(probe.machine, node)
+    marked = [need for mark in node.iter_markers("rift_requires") for need in mark.args]
+    for need in (*needs, *marked):
+        require_capability(name, isa, probe, need, names_of(node))
+    return module
+
+
 def skip_here(sentence: str, remedy: str = "") -> NoReturn:
     """Skip, even where everything is required: for what this host cannot have, or nobody needs to have.
 
