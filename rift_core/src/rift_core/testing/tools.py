@@ -8,11 +8,13 @@ expected gaps of this kind of machine names: see :mod:`rift_core.testing.pytest_
 from __future__ import annotations
 
 import shutil
+import sys
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
@@ -297,6 +299,19 @@ def require_module(name: str, *, package: str = "") -> ModuleType:
         if session().required:
             pytest.fail(f"--rift-require: {sentence}; {remedy}", pytrace=False)
         session().skip(sentence, remedy)
+
+
+def load_module(path: Path, name: str | None = None) -> ModuleType:
+    """Import a file that is no part of a package, anew each time.
+
+    :param name: of the module; the file's own, without its suffix, unless given.
+    """
+    spec = spec_from_file_location(name or path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
 
 
 def require_payload_compiler(isa: str, name: str | None = None) -> Compiler:
