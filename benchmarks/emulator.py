@@ -11,6 +11,7 @@ from benchmarks.pairs import Result, compare
 from benchmarks.twin import Counter, engine_library, function_address
 from rift_core import ExitHandler, ExitKind, NativeHandler, Resume
 from rift_core.host_memory import buffer_address
+from rift_core.testing.bare_machine import SIZE
 from rift_core.testing.x86_64_machine import (
     CODE,
     CR0,
@@ -23,7 +24,6 @@ from rift_core.testing.x86_64_machine import (
     PLAYGROUND,
     PML4,
     PRESENT,
-    SIZE,
     STACK,
     WRITABLE,
     Machine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from machine_code import CODE, ISA, NAMES
 from rift_core import open_machine
 from rift_core.build import build
 from rift_core.cli import status_of
-from rift_core.testing.tools import require_compiler, require_machine
+from rift_core.testing.tools import require_compiler, require_machine, skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,23 +252,57 @@ WRONG_USAGE = {
     ("run",): "Missing argument 'FILE'",
     ("run", "--nothing", "status.c"): "No such option",
     ("run", "status.c", "--", "two"): "arguments of the entry function are integers",
+    ("run", "status.c", "--", "1", "--", "2"): "'--': arguments of the entry function are integers",
+    ("run", "status.c", "--", "0x10000000000000000"): "arguments of the entry function have 64 bits",
+    ("run", "status.c", "--", "-9223372036854775809"): "arguments of the entry function have 64 bits",
     ("run", "status.c", "--privilege", "root"): "is not one of",
     ("run", "status.c", "--timeout", "-1"): "not in the range",
+    ("run", "status.c", "--timeout", "inf"): "no number of seconds",
+    ("run", "status.c", "--timeout", "nan"): "no number of seconds",
+    ("run", "status.c", "--timeout", "1e300"): "no number of seconds",
     ("run", "status.c", "--backend", "kwm"): "no backend named 'kwm'",
     ("run", "status.c", "--isa", "z80"): "no isa named 'z80'",
     ("run", "status.c", "--set", "memory"): "write KEY=VALUE",
     ("run", "status.c", "--set", "memory.sise=1"): "did you mean 'size'?",
     ("run", "status.c", "--set", "threads.5.entry=x"): "neither a position nor a name",
+    ("run", "status.c", "--set", "mem\udcffory.size=1"): "is no key: write SECTION.KEY",
+    ("inspect", "status.c", "--symbols", "-1"): "not in the range",
     ("nothing",): "No such command 'nothing'",
 }
 
 
-@pytest.mark.parametrize("arguments", WRONG_USAGE, ids=" ".join)
+@pytest.mark.parametrize("arguments", WRONG_USAGE, ids=lambda arguments: ascii(" ".join(arguments)))
 def test_usage_and_configuration_give_2(rift: Rift, arguments: tuple[str, ...]) -> None:
     require_compiler()
     status, _, errors = rift(*arguments)
     assert status == 2
     assert WRONG_USAGE[arguments] in errors
+
+
+def test_a_current_directory_that_is_gone(rift: Rift, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    status, _, errors = rift("check", str(folder / "rift.toml"))
+    assert status == 2
+    assert "the current directory has been removed" in errors
+
+
+@pytest.mark.parametrize("arguments", [("schema",), ("plugins",), ("inspect", "payload", "--json")], ids=" ".join)
+def test_output_that_nobody_reads_or_that_fits_nowhere(payload: Path, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "rift_core.cli", *arguments]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, cwd=payload.parent, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    if not Path("/dev/full").exists():
+        skip_here("only Linux has a file that is always full")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=payload.parent, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"rift: the output cannot be written: {os.strerror(errno.ENOSPC)}\n"
 
 
 WRONG_BYTES = {

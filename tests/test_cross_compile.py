@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from macholib import mach_o
 
-from rift_core.testing.tools import session
+from rift_core.testing.tools import load_module, session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,12 +62,7 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def extension(script: Path) -> Any:
     """The ``ffibuilder`` of a plugin's build script."""
-    spec = importlib.util.spec_from_file_location(f"native_build_of_{script.parents[2].name}", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ffibuilder
+    return load_module(script, f"native_build_of_{script.parents[2].name}").ffibuilder
 
 
 def run(command: list[str], folder: Path) -> None:

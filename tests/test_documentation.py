@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import shutil
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,27 +14,14 @@ from rift_core.capabilities import CAPABILITIES, unknown
 from rift_core.catalog import Catalog
 from rift_core.machine import Machine, MachineSymbol, open_machine
 from rift_core.sharing import Share
-from rift_core.testing.tools import require_compiler, require_machine, require_module, skip_here
+from rift_core.testing.tools import load_module, require_compiler, require_machine, require_module, skip_here
 from rift_core.thread import Thread
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load(path: Path) -> ModuleType:
-    """A module that is no part of a package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pages = load(ROOT / "tests" / "pages.py")
-reference = load(ROOT / "tools" / "reference.py")
+pages = load_module(ROOT / "tests" / "pages.py")
+reference = load_module(ROOT / "tools" / "reference.py")
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MARKDOWN = [

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from rift_core import load_config, open_machine
 from rift_core.testing.guests import guests_for
 from rift_core.testing.tools import (
+    load_module,
     require_compiler,
     require_isa,
     require_machine,
     require_module,
     require_payload_compiler,
 )
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -46,11 +42,7 @@ def example(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def run_module(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """What ``python run.py`` does; a skip where no backend works."""
     monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-    spec = importlib.util.spec_from_file_location(f"example_{folder.name}", folder / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(folder / "run.py", f"example_{folder.name}")
     status = require_machine(module.main)
     assert isinstance(status, int)
     return status

@@ -21,7 +21,7 @@ from places import places, require_place
 from rift_core import Machine, build_macho, load_config, open_machine
 from rift_core.build import BuildError, Target, isa_sources
 from rift_core.catalog import Catalog
-from rift_core.testing.tools import require_tool, session
+from rift_core.testing.tools import load_module, require_tool, session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,22 +35,13 @@ RESULTS: dict[tuple[str, str], tuple[str, Any]] = {}
 """By example and ISA: the first combination, and what it gave."""
 
 
-def module_of(path: Path, name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def frameworks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path | None]:
     """Stand-ins for Hypervisor.framework, as the tests of the HVF backend build them; None where there is none."""
     folder = tmp_path_factory.mktemp("stand_in")
 
     def framework(isa: str) -> Path | None:
-        build = module_of(STAND_IN, "rift_stand_in_build")
+        build = load_module(STAND_IN, "rift_stand_in_build")
         sources = getattr(build, {"x86_64": "X86_64", "aarch64": "ARM64"}[isa], None)
         if sources is None:
             return None
@@ -92,7 +83,7 @@ def place(
 def run_main(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """What ``python run.py`` does."""
     monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-    status: int = module_of(folder / "run.py", f"example_{folder.name}").main()
+    status: int = load_module(folder / "run.py", f"example_{folder.name}").main()
     return status
 
 
@@ -155,7 +146,7 @@ def memory_benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, output: Call
 
 def third_party_handler(folder: Path, monkeypatch: pytest.MonkeyPatch, output: Callable[[], str]) -> Any:
     modules = {entry.module for entry in Catalog.installed() if entry.module is not None}
-    catalog = Catalog.of([*modules, module_of(folder / "rift_dice.py", "rift_dice")])
+    catalog = Catalog.of([*modules, load_module(folder / "rift_dice.py", "rift_dice")])
     console = io.StringIO()
     config = load_config(folder / "rift.toml", catalog=catalog)
     with open_machine(config, catalog=catalog, console=console) as machine:

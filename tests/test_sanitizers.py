@@ -5,16 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from machine_code import CODE, ISA
 
 from rift_core import open_machine
-from rift_core.testing.tools import require_machine, require_tool, skip_here
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from rift_core.testing.tools import load_module, require_machine, require_tool, skip_here
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
@@ -26,20 +22,9 @@ TESTS = (
 )
 
 
-def load_tool() -> ModuleType:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("sanitize", ROOT / "tools" / "sanitize.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_machines_calls_kicks_and_files_without_a_finding(tmp_path: Path) -> None:
-    tool = load_tool()
+    tool = load_module(ROOT / "tools" / "sanitize.py")
     if not tool.runtimes(require_tool("gcc")):
         skip_here("gcc comes without libasan and libubsan", "install the package gcc")
     require_machine(lambda: open_machine(code=CODE["halt"], isa=ISA, backend="kvm")).close()
@@ -52,7 +37,7 @@ def test_machines_calls_kicks_and_files_without_a_finding(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_finding_ends_the_run(tmp_path: Path) -> None:
     """That the extensions are instrumented shows when one of them writes where it must not."""
-    tool = load_tool()
+    tool = load_module(ROOT / "tools" / "sanitize.py")
     gcc = require_tool("gcc")
     preload = tool.runtimes(gcc)
     if not preload:

@@ -124,7 +124,8 @@ def test_registers_set_before_the_start_are_on_top_of_the_entry_state(run_code: 
     assert thread.start(12).join(10) == Stop(42, "return")
 
 
-def test_pausing_holds_all_threads_until_the_end_of_the_block(run_code: MakeMachine) -> None:
+def counting(run_code: MakeMachine) -> tuple[Machine, memoryview]:
+    """Two threads that have begun to count, each in a word of its own."""
     machine = run_code(
         "count",
         threads=[{"name": name, "entry": 0x40_0000, "arguments": [0x10_0000 + 8 * i]} for i, name in enumerate("ab")],
@@ -136,6 +137,12 @@ def test_pausing_holds_all_threads_until_the_end_of_the_block(run_code: MakeMach
     deadline = time.monotonic() + 10
     while not all(words) and time.monotonic() < deadline:
         time.sleep(0.01)
+    return machine, words
+
+
+def test_pausing_holds_all_threads_until_the_end_of_the_block(run_code: MakeMachine) -> None:
+    machine, words = counting(run_code)
+    deadline = time.monotonic() + 10
     for _ in range(5):
         with machine.pause(timeout=10):
             before = list(words)
@@ -226,17 +233,8 @@ def test_the_exit_rate_limit_ends_a_flood(run_code: MakeMachine) -> None:
 
 
 def test_two_threads_and_the_host_share_memory(run_code: MakeMachine) -> None:
-    machine = run_code(
-        "count",
-        threads=[{"name": name, "entry": 0x40_0000, "arguments": [0x10_0000 + 8 * i]} for i, name in enumerate("ab")],
-    )
-    counters = machine.map(0x10_0000, 0x1000)
-    words = machine.memory[counters : counters + 16].cast("Q")
-    for thread in machine.threads:
-        thread.start()
+    machine, words = counting(run_code)
     deadline = time.monotonic() + 10
-    while not all(words) and time.monotonic() < deadline:
-        time.sleep(0.01)
     while words[0] < 1 << 40 and time.monotonic() < deadline:
         words[0] = 1 << 40  # which the guest may be in the middle of replacing
         time.sleep(0.05)

@@ -12,7 +12,7 @@ import pytest
 
 from rift_core.build import BuildError, BuildResult, Target, build, command_line, find_compiler, isa_sources
 from rift_core.errors import PluginNotFoundError
-from rift_core.testing.tools import require_payload_compiler
+from rift_core.testing.tools import require_payload_compiler, skip_here
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 FOLDERS = {isa: PLUGINS / isa / "src" / f"rift_{isa}" / "guest" for isa in ("x86_64", "aarch64")}
@@ -179,10 +179,12 @@ def test_a_payload_of_its_own_needs_no_runtime(make: Build, tmp_path: Path) -> N
     [
         ({"sources": []}, "no source"),
         ({"sources": "missing.c"}, "missing.c: no such source"),
+        ({"sources": "/"}, "/ is no file to build"),
         ({"compiler": "no-such-compiler"}, "'no-such-compiler' is not there"),
         ({"base": 0x1234}, "not a multiple of 4096"),
         ({"doorbell": 0x8000_0000}, "below 2 GiB"),
         ({"output": "no/such/folder/guest"}, "no such folder"),
+        ({"output": "/"}, "is a folder: name the file that is to be made"),
     ],
 )
 def test_what_cannot_be_built_is_refused_clearly(
@@ -191,6 +193,22 @@ def test_what_cannot_be_built_is_refused_clearly(
     given: dict[str, object] = {"sources": source, "output": tmp_path / "guest", "isa": "x86_64", "folder": X86_64}
     with pytest.raises(BuildError, match=message):
         build(**{**given, **arguments})  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_written_is_named(source: Path) -> None:
+    if not Path("/proc/self").exists():
+        skip_here("only Linux has /proc, to which even the superuser can write no file")
+    with pytest.raises(BuildError, match="nothing can be written to the folder /proc/self: "):
+        build(source, "/proc/self/guest", "x86_64", folder=X86_64)
+
+
+def test_a_compiler_that_makes_nothing_is_named(source: Path, tmp_path: Path) -> None:
+    idle = tmp_path / "idle"
+    idle.write_text("#!/bin/sh\nexit 0\n")
+    idle.chmod(0o755)
+    with pytest.raises(BuildError, match=r"idle has succeeded and made nothing: is it a C compiler\?"):
+        build(source, tmp_path / "guest", "x86_64", str(idle), folder=X86_64)
+    assert not (tmp_path / "guest").exists()
 
 
 def test_the_source_is_never_overwritten(source: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from rift_core.exits import Exit, ExitKind
 from rift_core.testing.exit_handler import ExitHandlerConformance, StandInMachine
+from rift_core.testing.tools import load_module
 
 FILE = Path(__file__).parents[2] / "examples" / "third_party_handler" / "rift_dice.py"
 
@@ -17,12 +17,7 @@ FILE = Path(__file__).parents[2] / "examples" / "third_party_handler" / "rift_di
 class TestDice(ExitHandlerConformance):
     @pytest.fixture
     def plugin(self) -> Any:
-        spec = importlib.util.spec_from_file_location("rift_dice", FILE)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return load_module(FILE)
 
     @pytest.fixture
     def config(self, plugin: Any) -> Any:

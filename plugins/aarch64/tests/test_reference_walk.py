@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,9 +12,7 @@ from hypothesis import strategies as st
 from rift_aarch64 import Aarch64Config
 from rift_core.memory import Caching, Gva, Mapping, Permission
 from rift_core.testing.paging_model import PagingModel, disjoint, mapping_strategy
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from rift_core.testing.tools import load_module
 
 R, W, X, U = Permission.READ, Permission.WRITE, Permission.EXECUTE, Permission.USER
 ATTRIBUTES = {Caching.WRITE_BACK: 0xFF, Caching.WRITE_THROUGH: 0xBB, Caching.UNCACHED: 0x44,
@@ -28,17 +24,7 @@ CASES = settings(
 )
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference_walk", Path(__file__).with_name("reference_walk.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = _load()
+reference = load_module(Path(__file__).with_name("reference_walk.py"))
 
 
 class Machine:

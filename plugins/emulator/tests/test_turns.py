@@ -15,9 +15,10 @@ import rift_emulator
 from rift_core import open_machine
 from rift_core.exits import ExitKind
 from rift_core.testing.backend_native import RESUME, Native
-from rift_core.testing.bench import DATA, SECONDS, Bench, Worker
+from rift_core.testing.bench import DATA, Bench, Worker
 from rift_core.testing.guests import DEVICE, guests_for
 from rift_core.testing.tools import require_backend
+from rift_core.testing.vm import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rift_core import open_machine
-from rift_core.testing.tools import skip_here
+from rift_core.testing.leaks import TELLS_RESIDENT, resident
+from rift_core.testing.tools import only_where
 from rift_gdb.connection import PACKET_LIMIT, frame
 from rift_gdb.packets import registry
 
@@ -205,14 +205,6 @@ def machine() -> Iterator[Machine]:
         yield made
 
 
-def resident() -> int:
-    """Bytes of the process in memory now."""
-    counted = Path("/proc/self/statm")
-    if not counted.exists():
-        skip_here("what a process has in memory is told otherwise here")  # by design
-    return int(counted.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def garbage(machine: Machine, seed: int) -> None:
     """A client that sends much of everything that makes no sense."""
     source = random.Random(seed)
@@ -228,6 +220,7 @@ def garbage(machine: Machine, seed: int) -> None:
         stream.close()
 
 
+@only_where(TELLS_RESIDENT, "what a process has in memory is told otherwise here")
 def test_garbage_takes_no_memory(machine: Machine) -> None:
     for seed in range(20):
         garbage(machine, seed)
@@ -238,6 +231,7 @@ def test_garbage_takes_no_memory(machine: Machine) -> None:
     alive(machine)
 
 
+@only_where(TELLS_RESIDENT, "what a process has in memory is told otherwise here")
 def test_clients_that_come_and_go_leave_nothing(machine: Machine) -> None:
     alive(machine)
     before, descriptors = resident(), len(os.listdir("/proc/self/fd"))

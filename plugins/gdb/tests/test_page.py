@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -11,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from debuggers import find_debugger
@@ -19,26 +18,13 @@ from terminal import Terminal
 from test_editors import Adapter, begin
 
 from rift_core import hooks, open_machine
-from rift_core.testing.tools import require_isa, require_payload_compiler
-
-if TYPE_CHECKING:
-    from types import ModuleType
+from rift_core.testing.tools import load_module, require_isa, require_payload_compiler
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 60.0
 
 
-def load(path: Path) -> ModuleType:
-    """A module that is no part of a package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pages: Any = load(ROOT / "tests" / "pages.py")
+pages: Any = load_module(ROOT / "tests" / "pages.py")
 
 
 @dataclass

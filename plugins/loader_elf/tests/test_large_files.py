@@ -15,6 +15,7 @@ import pytest
 
 from rift_core.errors import BinaryError
 from rift_core.host_memory import buffer_address
+from rift_core.testing.leaks import TELLS_RESIDENT, resident
 from rift_core.testing.tools import only_where, skip_here
 from rift_loader_elf import ElfConfig, rift_load_binary
 
@@ -30,12 +31,6 @@ def load(path: Path, **config: object) -> Binary:
     binary = rift_load_binary(path, ElfConfig.model_validate(config))
     assert binary is not None
     return binary
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
 def write_sparse(path: Path, size: int) -> None:
@@ -54,7 +49,7 @@ def write_sparse(path: Path, size: int) -> None:
         file.write(b"last")
 
 
-@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
+@only_where(TELLS_RESIDENT, "resident size is read from /proc")
 def test_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
     path = tmp_path / "gigabyte"
     write_sparse(path, GIB)
@@ -166,7 +161,7 @@ def test_file_larger_than_any_memory(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
 
 
-@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
+@only_where(TELLS_RESIDENT, "resident size is read from /proc")
 def test_no_memory_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "file"
     symbols = [w.Sym(f"name{n}", 0x200000 + n % 256, 1) for n in range(2000)]

@@ -10,7 +10,6 @@ import pytest
 
 from rift_core.errors import BinaryError
 from rift_core.testing.loader import image_bytes
-from rift_loader_elf import ElfConfig, rift_load_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
     Open = Callable[..., Binary]
 
 BASE = 0x400000
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Open:
-    def call(elf: w.Elf, **config: object) -> Binary:
-        path = tmp_path / "file"
-        path.write_bytes(elf.build())
-        binary = rift_load_binary(path, ElfConfig.model_validate(config))
-        assert binary is not None
-        return binary
-
-    return call
 
 
 def word(binary: Binary, address: int) -> int:

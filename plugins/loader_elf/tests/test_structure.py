@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 RX, RW = Permission.READ | Permission.EXECUTE, Permission.READ | Permission.WRITE
 
 
-@pytest.fixture
-def opened(tmp_path: Path) -> Open:
-    def call(elf: w.Elf | bytes, **config: object) -> Binary:
-        path = tmp_path / "file"
-        path.write_bytes(elf if isinstance(elf, bytes) else elf.build())
-        binary = rift_load_binary(path, ElfConfig.model_validate(config))
-        assert binary is not None
-        return binary
-
-    return call
-
-
 def patched(offset: int, layout: str, value: int, elf: w.Elf | None = None) -> bytes:
     data = bytearray((elf or w.good()).build())
     struct.pack_into("<" + layout, data, offset, value)

@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     Open = Callable[..., Binary]
 
 
-@pytest.fixture
-def opened(tmp_path: Path) -> Open:
-    def call(elf: w.Elf, **config: object) -> Binary:
-        path = tmp_path / "file"
-        path.write_bytes(elf.build())
-        binary = rift_load_binary(path, ElfConfig.model_validate(config))
-        assert binary is not None
-        return binary
-
-    return call
-
-
 def address(binary: Binary, name: str) -> int | None:
     symbol = binary.symbols.find(name)
     return None if symbol is None else symbol.address

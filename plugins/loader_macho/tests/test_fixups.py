@@ -11,7 +11,6 @@ import pytest
 from rift_core.errors import BinaryError
 from rift_core.memory import Permission
 from rift_core.testing.loader import image_bytes
-from rift_loader_macho import MachoConfig, rift_load_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,18 +22,6 @@ if TYPE_CHECKING:
 
 BASE = 0x400000
 DATA = BASE + 0x8000
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Open:
-    def call(macho: w.Macho, **config: object) -> Binary:
-        path = tmp_path / "file"
-        path.write_bytes(macho.build())
-        binary = rift_load_binary(path, MachoConfig.model_validate(config), "auto")
-        assert binary is not None
-        return binary
-
-    return call
 
 
 def words(binary: Binary, address: int, count: int = 1) -> tuple[int, ...]:

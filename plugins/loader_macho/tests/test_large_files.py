@@ -15,6 +15,7 @@ import pytest
 
 from rift_core.errors import BinaryError
 from rift_core.host_memory import buffer_address
+from rift_core.testing.leaks import TELLS_RESIDENT, resident
 from rift_core.testing.tools import only_where, skip_here
 from rift_loader_macho import MachoConfig, rift_load_binary
 
@@ -30,12 +31,6 @@ def load(path: Path, isa: str = "auto", **config: object) -> Binary:
     binary = rift_load_binary(path, MachoConfig.model_validate(config), isa)
     assert binary is not None
     return binary
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
 def write_sparse(path: Path, size: int) -> None:
@@ -56,7 +51,7 @@ def write_sparse(path: Path, size: int) -> None:
         file.write(b"last")
 
 
-@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
+@only_where(TELLS_RESIDENT, "resident size is read from /proc")
 def test_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
     path = tmp_path / "gigabyte"
     write_sparse(path, GIB)
@@ -77,7 +72,7 @@ def test_a_gigabyte_costs_no_gigabyte(tmp_path: Path) -> None:
     assert symbol.size == GIB
 
 
-@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
+@only_where(TELLS_RESIDENT, "resident size is read from /proc")
 def test_an_image_of_a_large_universal_file(tmp_path: Path) -> None:
     """More than 4 GiB, which takes the wide form; only the wanted image is touched, and its pages are shown."""
     small = w.movable(cpu=w.ARM64, data=bytes(0x4000)).build()
@@ -180,7 +175,7 @@ def test_file_larger_than_any_memory(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
 
 
-@only_where(os.path.exists("/proc/self/statm"), "resident size is read from /proc")
+@only_where(TELLS_RESIDENT, "resident size is read from /proc")
 def test_no_memory_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "file"
     symbols = [w.Sym(f"_name{n}", w.TEXT + n % 256) for n in range(2000)]

@@ -27,18 +27,6 @@ if TYPE_CHECKING:
 RX, RW = Permission.READ | Permission.EXECUTE, Permission.READ | Permission.WRITE
 
 
-@pytest.fixture
-def opened(tmp_path: Path) -> Open:
-    def call(macho: w.Macho | bytes, isa: str = "auto", **config: object) -> Binary:
-        path = tmp_path / "file"
-        path.write_bytes(macho if isinstance(macho, bytes) else macho.build())
-        binary = rift_load_binary(path, MachoConfig.model_validate(config), isa)
-        assert binary is not None
-        return binary
-
-    return call
-
-
 def patched(offset: int, layout: str, value: int, macho: w.Macho | None = None) -> bytes:
     data = bytearray((macho or w.good()).build())
     struct.pack_into("<" + layout, data, offset, value)

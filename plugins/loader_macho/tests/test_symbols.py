@@ -24,18 +24,6 @@ if TYPE_CHECKING:
 LOCAL, GLOBAL = w.N_SECT, w.N_SECT | w.N_EXT
 
 
-@pytest.fixture
-def opened(tmp_path: Path) -> Open:
-    def call(macho: w.Macho, **config: object) -> Binary:
-        path = tmp_path / "file"
-        path.write_bytes(macho.build())
-        binary = rift_load_binary(path, MachoConfig.model_validate(config), "auto")
-        assert binary is not None
-        return binary
-
-    return call
-
-
 def address(binary: Binary, name: str) -> int | None:
     symbol = binary.symbols.find(name)
     return None if symbol is None else symbol.address

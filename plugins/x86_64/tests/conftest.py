@@ -2,107 +2,38 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING
 
 import pytest
 
-from rift_core import doorbell
 from rift_core.backend import CpuFeatures
-from rift_core.errors import AddressError
-from rift_core.guest_memory import GuestMemory
-from rift_core.isa import Area, EntryState
-from rift_core.memory import Gpa, Gva, MemoryRegion, Permission
+from rift_core.testing.isa_parts import FakeRegisters, PlacedGuest, TableMemory
 from rift_x86_64 import X86_64Config
 from rift_x86_64.address_space import PageTables
 from rift_x86_64.instruction_set import X86_64
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
-    from rift_core.isa import AreaRequest, Argument, Privilege, Vectors
 
 ALL_PAGES = (0x1000, 0x20_0000, 0x4000_0000)
 FEATURES = CpuFeatures(ALL_PAGES, frozenset({"sse", "avx", "smep", "smap"}), 7)
 
 
-class Registers:
-    """What an ISA needs of a vCPU, over a dict."""
-
-    def __init__(self, values: Mapping[str, int] | None = None) -> None:
-        self.values = dict(values or {})
-
-    def read_registers(self, names: Sequence[str]) -> dict[str, int]:
-        return {name: self.values.get(name, 0) for name in names}
-
-    def write_registers(self, values: Mapping[str, int]) -> None:
-        self.values.update(values)
-
-
-class Guest:
+class Guest(PlacedGuest):
     """One ISA object, its system areas, and one thread's."""
 
     def __init__(self, config: X86_64Config | None = None, features: CpuFeatures = FEATURES) -> None:
-        self.isa = X86_64(config or X86_64Config(), features)
-        self.placed: list[Area] = []
-        self._next = 0x10_0000
-        self.system_areas = {request.name: self.place(request) for request in self.isa.system_areas()}
-        self.system = self.isa.install_system(self.system_areas, doorbell.default_gva())
-        self.areas = {request.name: self.place(request) for request in self.isa.thread_areas("supervisor")}
-        self.areas["stack"] = self._area("stack", 0x4000)
-
-    def place(self, request: AreaRequest) -> Area:
-        return self._area(request.name, request.size)
-
-    def _area(self, name: str, size: int) -> Area:
-        area = Area(name, Gva(self._next), Gpa(self._next), memoryview(bytearray(size)))
-        self._next += size + 0x2000
-        self.placed.append(area)
-        return area
-
-    def read_virtual(self, address: int, size: int) -> bytes:
-        for area in self.placed:
-            if area.virtual <= address and address + size <= area.end:
-                return bytes(area.host[address - area.virtual : address - area.virtual + size])
-        raise AddressError(f"{address:#x} is not mapped")
-
-    def write_virtual(self, address: int, data: bytes) -> None:
-        for area in self.placed:
-            if area.virtual <= address and address + len(data) <= area.end:
-                area.host[address - area.virtual : address - area.virtual + len(data)] = data
-                return
-        raise AddressError(f"{address:#x} is not mapped")
-
-    def state(
-        self,
-        arguments: tuple[Argument, ...] = (),
-        privilege: Privilege = "supervisor",
-        vectors: Vectors | None = None,
-    ) -> EntryState:
-        stack = Gva(self.areas["stack"].end)
-        return EntryState(Gva(0x40_1000), stack, Gpa(0x8000_0000), privilege, arguments, vectors)
-
-    def start(self, privilege: Privilege = "supervisor", vectors: Vectors | None = None) -> dict[str, int]:
-        return self.isa.thread_registers(self.system, self.areas, self.state((), privilege, vectors))
+        super().__init__(X86_64(config or X86_64Config(), features))
 
 
-class Space:
+class Space(TableMemory):
     """Page tables in 4 MiB at 2 GiB."""
 
     def __init__(self, largest_page: int = ALL_PAGES[-1], size: int = 4 << 20) -> None:
-        self.at = 0x8000_0000
-        self.bytes = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.region = MemoryRegion(Gpa(self.at), memoryview(self.bytes), Permission.READ | Permission.WRITE, "tables")
-        self.memory = GuestMemory()
-        self.memory.add(self.region)
+        super().__init__(size)
         self.tables = PageTables(largest_page, self.memory)
         self.tables.add_tables(self.region)
-
-    def entry(self, address: int) -> int:
-        return int.from_bytes(self.memory[address : address + 8], "little")
-
-    def put_entry(self, address: int, value: int) -> None:
-        self.memory[address : address + 8] = value.to_bytes(8, "little")
 
 
 @pytest.fixture
@@ -116,8 +47,8 @@ def make_guest() -> Callable[..., Guest]:
 
 
 @pytest.fixture
-def make_registers() -> type[Registers]:
-    return Registers
+def make_registers() -> type[FakeRegisters]:
+    return FakeRegisters
 
 
 @pytest.fixture

@@ -11,14 +11,7 @@ import pytest
 from rift_core.errors import AddressError
 from rift_core.exits import Exit, ExitKind
 from rift_core.isa import Argument, ResultType
-
-
-def integers(*values: int) -> tuple[Argument, ...]:
-    return tuple(Argument("integer", 8, value) for value in values)
-
-
-def double(value: float) -> Argument:
-    return Argument("float", 8, struct.unpack("<Q", struct.pack("<d", value))[0])
+from rift_core.testing.isa_parts import double, integers
 
 
 def call(guest: Any, arguments: tuple[Argument, ...], privilege: str = "supervisor") -> dict[str, int]:

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -42,7 +43,7 @@ from rift_core.files import SOURCE_SUFFIXES, is_source
 from rift_core.plugin import ENTRY_POINTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 RUNTIME = Path(__file__).with_name("guest")
 """Folder of ``rift_guest.h``, of the sources behind it and of the linker scripts."""
@@ -352,13 +353,15 @@ def build(
         raise BuildError("there is no source to build")
     for file in files:
         if not file.is_file():
-            raise BuildError(f"{file}: no such source")
+            raise BuildError(f"{file} is no file to build" if file.exists() else f"{file}: no such source")
         if not is_source(file):
             raise BuildError(f"{file}: a source is called {', '.join('*' + suffix for suffix in SOURCE_SUFFIXES)}")
         if destination.exists() and file.samefile(destination):
             raise BuildError(f"{file} is both source and output")
     if not 0 < doorbell < 0x8000_0000 or doorbell % doorbell_page.SIZE:
         raise BuildError(f"doorbell {doorbell:#x} is not a page below 2 GiB")
+    if destination.is_dir():
+        raise BuildError(f"{destination} is a folder: name the file that is to be made (-o)")
     if not destination.parent.is_dir():
         raise BuildError(f"{destination.parent}: no such folder")
     if isa is None:
@@ -369,9 +372,8 @@ def build(
     if base is not None and (base < 0 or base % target.page_size):
         raise BuildError(f"base {base:#x} is not a multiple of {target.page_size}")
     line = _lines(format or default_format(), target, compiler)
-    # Beside the output, so that the final rename is one step on one file system.
-    with tempfile.TemporaryDirectory(prefix=".rift-build-", dir=destination.parent) as scratch:
-        made = Path(scratch) / destination.name
+    with _scratch(destination.parent) as scratch:
+        made = scratch / destination.name
         command = line(
             files, made, simd=simd, pie=pie, optimize=optimize, entry=entry, base=base, doorbell=doorbell,
             runtime=runtime, options=options,
@@ -380,9 +382,25 @@ def build(
         if verbose:
             verbose(shlex.join(shown))
         warnings = _DEBUG_MAP.sub("", _run(command, shown, directory))
+        if not made.is_file():
+            raise BuildError(f"{command[0]} has succeeded and made nothing: is it a C compiler?")
         _replace_symbols(made, destination)
         made.replace(destination)
     return BuildResult(shown, destination, warnings)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder beside the output, so that the final rename is one step on one file system.
+
+    :raises BuildError: nothing can be written there.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".rift-build-", dir=folder)
+    except OSError as error:
+        raise BuildError(f"nothing can be written to the folder {folder}: {error.strerror}") from error
+    with made as name:
+        yield Path(name)
 
 
 def default_format() -> Format:

@@ -6,6 +6,7 @@ limit, 125 for a guest fault, 130 for Ctrl-C. Messages go to standard error.
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 
@@ -34,6 +35,9 @@ STATUS_USAGE = 2
 STATUS_TIME_LIMIT = 124
 STATUS_GUEST_FAULT = 125
 STATUS_INTERRUPTED = 130
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says of a file that takes no more."""
 
 
 def _plugin_commands() -> dict[str, str]:
@@ -104,6 +108,10 @@ def status_of(arguments: list[str] | None = None) -> int:
         sys.stdout = None  # nobody reads it: the interpreter must not flush it at exit
         return STATUS_ERROR
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            sys.stdout = None  # the interpreter would try once more
+            click.echo(f"rift: the output cannot be written: {error.strerror}", err=True)
+            return STATUS_ERROR
         status = _status_of_error(error)
         if status is None:
             raise

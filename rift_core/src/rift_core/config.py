@@ -93,7 +93,7 @@ def load_config(
     catalog = catalog if catalog is not None else Catalog.installed()
     path: Path | None = None
     text = ""
-    directory = Path.cwd()
+    directory = _current_directory()
     if isinstance(source, Mapping):
         data = _copy(source)
     else:
@@ -148,6 +148,13 @@ def extension_section(name: str, settings: Mapping[str, Any], catalog: Catalog) 
         placed = [{**e, "loc": ("extensions", 0, *e["loc"])} for e in error.errors(include_url=False)]
         problems = describe_errors(placed, document, shape)
         raise ConfigError("\n".join([f"the settings of extension {name!r} are not valid:", *problems])) from None
+
+
+def _current_directory() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current directory has been removed: change to one that is there") from None
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

@@ -52,7 +52,7 @@ class BinarySection(Section):
     pie: Truth = Field(default=False, description="Build a static PIE, which can be loaded anywhere.")
     runtime: Truth = Field(default=True, description="Link the guest runtime (rift_guest.h) to it.")
     compiler: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="gcc, clang, or a path; RIFT_CC, else what is installed, if absent."
+        default=None, description="gcc, clang, zig, or a path; RIFT_CC, else what is installed, if absent."
     )
     build_options: tuple[str, ...] = Field(
         default=(), description="Further options of the compiler, which runs in the configuration's folder."

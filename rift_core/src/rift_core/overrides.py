@@ -81,7 +81,7 @@ def put(data: dict[str, Any], key: str, value: Any, origin: str) -> list[Path]:
     :raises ConfigError: it leads through something that is no table, or to a position or name that is not there.
     """
     parts = key.split(".")
-    if not all(parts):
+    if not all(parts) or not key.isprintable():
         raise ConfigError(f"{origin}: {key!r} is no key: write SECTION.KEY, such as memory.size")
     if _chooses_plugin(key):
         chosen = value if len(parts) > 1 else value.get("name") if isinstance(value, dict) else value

@@ -82,7 +82,7 @@ class Watchdog:
                 self._wake_at = self._next(now, self._wake_at)
                 pause = self._wake_at - time.monotonic()
                 if pause > 0:
-                    self._condition.wait(None if pause == _NEVER else pause)
+                    self._condition.wait(None if pause == _NEVER else min(pause, threading.TIMEOUT_MAX))
 
     def _look(self, now: float) -> bool:
         """Expire and poll; whether anything wants to be polled. Keeps no reference to a guest while it waits."""

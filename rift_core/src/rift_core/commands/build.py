@@ -12,7 +12,7 @@ import click
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The payload; default: the first source's stem.")
 @click.option("--isa", help="Instruction set; default: this host's.")
-@click.option("--compiler", metavar="NAME", help="gcc, clang, or a path; default: RIFT_CC, else what is there.")
+@click.option("--compiler", metavar="NAME", help="gcc, clang, zig, or a path; default: RIFT_CC, else what is there.")
 @click.option("--simd", is_flag=True, help="Let the compiler use vector and floating-point registers.")
 @click.option("--pie", is_flag=True, help="Make a static PIE, to be loaded anywhere.")
 @click.option("--format", type=click.Choice(["elf", "macho"]), help="Default: Mach-O on macOS, else ELF.")

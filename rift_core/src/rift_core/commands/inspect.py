@@ -22,7 +22,15 @@ _PAGE = 0x1000
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--isa", help="Instruction set that a source is built for; default: the host's.")
-@click.option("--symbols", "most", default=20, show_default=True, metavar="N", help="Symbols to list; 0 lists none.")
+@click.option(
+    "--symbols",
+    "most",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Symbols to list; 0 lists none.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with all symbols.")
 def command(file: Path, isa: str | None, most: int, as_json: bool) -> int:
     """Show format, segments, address space and symbols of an executable, a source once built, or a payload."""

@@ -7,23 +7,17 @@ from pathlib import Path
 import click
 
 from rift_core.commands.extensions import extend
+from rift_core.commands.parameters import Seconds, integer
 from rift_core.commands.source import configuration, machine_options, overrides_of
-
-
-def _argument(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: arguments of the entry function are integers (12, 0x1000)") from None
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @machine_options
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End the guest after.")
+@click.option("--timeout", type=Seconds(), metavar="SECONDS", help="End the guest after.")
 @click.option("-v", "--verbose", is_flag=True, help="Say which backend runs the guest, and why.")
 @click.option("--profile", is_flag=True, help="Count executed instructions by symbol (needs riftvm-tools).")
-@click.argument("arguments", nargs=-1)
+@click.argument("arguments", nargs=-1, type=integer)
 def command(
     file: Path,
     backend: str | None,
@@ -33,14 +27,13 @@ def command(
     timeout: float | None,
     verbose: bool,
     profile: bool,
-    arguments: tuple[str, ...],
+    arguments: tuple[int, ...],
 ) -> int:
     """Run a payload and return the guest's status.
 
     FILE is a configuration (TOML), a C or assembler source, which is built first, or an executable.
     ARGUMENTS, after --, go to the entry function of the first thread.
     """
-    numbers = [_argument(text) for text in arguments]
     from rift_core.machine import open_machine
 
     config = configuration(file, overrides_of(backend, isa, privilege, settings))
@@ -52,7 +45,7 @@ def command(
             click.echo(f"rift: {notice}", err=True)
         counts = machine.extend("profile") if profile else None
         try:
-            stop = machine.run(*numbers, timeout=timeout)
+            stop = machine.run(*arguments, timeout=timeout)
         finally:
             if counts is not None:
                 click.echo(counts.report(), err=True)

@@ -8,21 +8,11 @@ returns with ERET. Formats: Arm ARM, D8.3 (descriptors), D19.2 (registers), D1.3
 from __future__ import annotations
 
 import struct
-import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-import pluggy
-
-from rift_core import hookspecs
-from rift_core.backend import VmSpec
 from rift_core.exits import Exit, ExitKind
-from rift_core.host_memory import HostMemory
-from rift_core.memory import Gpa, MemoryRegion, Permission
-from rift_core.plugin import PROJECT
-from rift_core.testing.tools import plugin_info, plugin_module, probe_backend
-
-if TYPE_CHECKING:
-    from rift_core.backend import VCpu, Vm
+from rift_core.memory import Gpa
+from rift_core.testing.bare_machine import BareMachine
 
 TABLE1, TABLE2, TABLE3, TABLE3_UPPER = 0x1000, 0x2000, 0x3000, 0x4000
 VECTORS, CODE, DATA, STACK, STACK0 = 0x8000, 0x1_0000, 0x1_4000, 0x1_8000, 0x1_9000
@@ -32,8 +22,6 @@ PLAYGROUND = 0x20_0000
 
 DEVICE, DEVICE_GPA = 0x1F_C000, 0x1000_0000
 """Mapped, and no memory behind."""
-
-SIZE = 0x40_0000
 
 VALID, PAGE, ACCESSED, INNER_SHAREABLE = 1, 3, 1 << 10, 3 << 8
 NORMAL = PAGE | ACCESSED | INNER_SHAREABLE
@@ -49,7 +37,6 @@ EL0T, EL1T, EL1H, MASKED = 0, 4, 5, 0x3C0
 PSTATE_F, PSTATE_I, PSTATE_A = 0x40, 0x80, 0x100
 
 WFI, ERET = 0xD503_207F, 0xD69F_03E0
-SECONDS = 20.0
 
 
 class Frame(NamedTuple):
@@ -68,54 +55,20 @@ def code(*instructions: int) -> bytes:
     return struct.pack(f"<{len(instructions)}I", *instructions)
 
 
-class Machine:
+class Machine(BareMachine):
     """The machine. ``vcpu`` belongs to the thread that made it."""
 
-    def __init__(self, backend: Any) -> None:
-        name, probe = probe_backend(backend)
-        self.probe = probe.for_isa("aarch64")
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(hookspecs)
-        own = plugin_info(backend, "binding", f"{name}/aarch64") is not None
-        binding_module = backend if own else plugin_module("binding", f"{name}/aarch64")
-        for module in dict.fromkeys((backend, binding_module)):
-            manager.register(module)
-        info = plugin_info(backend, "backend")
-        section = info.config() if info is not None else None
-        binding = manager.hook.rift_binding(backend=name, isa="aarch64")
-        spec = VmSpec("aarch64", binding, self.probe.features, max_vcpus=1)
-        self.vm: Vm = manager.hook.rift_create_vm(config=section, spec=spec)
-        self.memory = HostMemory(SIZE, "machine")
-        both = Permission.READ | Permission.WRITE | Permission.EXECUTE
-        self.vm.map_memory(MemoryRegion(Gpa(0), self.memory.view, both, "ram"))
-        self._build()
-        self.vcpu: VCpu = self.vm.create_vcpu(0)
-
-    def close(self) -> None:
-        """Release it."""
-        self.vcpu.close()
-        self.vm.close()
+    isa = "aarch64"
 
     # -- memory ----------------------------------------------------------------------------------
-
-    def put(self, address: int, data: bytes) -> None:
-        """Bytes into guest-physical memory."""
-        self.memory.view[address : address + len(data)] = data
-
-    def put64(self, address: int, value: int) -> None:
-        """8 bytes."""
-        self.put(address, struct.pack("<Q", value & (1 << 64) - 1))
-
-    def get(self, address: int, size: int = 8) -> int:
-        """A little-endian number."""
-        return int.from_bytes(self.memory.view[address : address + size], "little")
 
     def map(self, address: int, physical: int, flags: int) -> None:
         """The 4 KiB page at ``address``, below 4 MiB."""
         table = TABLE3_UPPER if address >= PLAYGROUND else TABLE3
         self.put64(table + (address >> 12 & 511) * 8, physical | flags)
 
-    def _build(self) -> None:
+    def build(self) -> None:
+        """Identity-mapped pages, and a handler for each vector."""
         for table, entry in ((TABLE1, TABLE2), (TABLE2, TABLE3), (TABLE2 + 8, TABLE3_UPPER)):
             self.put64(table, entry | PAGE)
         for page in range(0, PLAYGROUND, 0x1000):
@@ -141,24 +94,6 @@ class Machine:
         values |= {"sctlr_el1": SCTLR, "tcr_el1": TCR, "mair_el1": MAIR, "ttbr0_el1": TABLE1, "ttbr1_el1": 0}
         values |= {"cpacr_el1": CPACR, "mdscr_el1": 0, "elr_el1": 0, "spsr_el1": 0, "esr_el1": 0, "far_el1": 0}
         self.vcpu.write_registers(values | registers)
-
-    def go(self, reply: int | None = None) -> Exit:
-        """Run until an exit; a guest that hangs fails the test."""
-        timer = threading.Timer(SECONDS, self.vcpu.kick)
-        timer.daemon = True
-        timer.start()
-        try:
-            while True:
-                exit = self.vcpu.run(reply)
-                if exit.kind is not ExitKind.INTERRUPTED or not timer.is_alive():
-                    return exit
-                reply = None
-        finally:
-            timer.cancel()
-
-    def register(self, name: str) -> int:
-        """One register."""
-        return self.vcpu.read_registers([name])[name]
 
     def frame(self, exit: Exit) -> Frame:
         """The exception whose handler waits.

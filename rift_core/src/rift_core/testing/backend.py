@@ -27,19 +27,13 @@ from rift_core.testing.backend_exits import ExitTests, SupervisorTests
 from rift_core.testing.backend_memory import MemoryTests
 from rift_core.testing.backend_native import NativeHandlerTests
 from rift_core.testing.backend_vcpus import AtomicTests, KickTests, LifeTests, OwnershipTests, RegisterTests
-from rift_core.testing.bench import SECONDS, UNMAPPED, Bench, Worker
+from rift_core.testing.bench import UNMAPPED, Bench, Worker
 from rift_core.testing.faults import CALLS, FaultInjecting
 from rift_core.testing.guests import Guests, guests_for
 from rift_core.testing.leaks import no_leaks
 from rift_core.testing.requirements import requires
-from rift_core.testing.tools import (
-    expect_gap,
-    names_of,
-    plugin_module,
-    probe_backend,
-    require_backend,
-    require_capability,
-)
+from rift_core.testing.tools import probe_backend, require_guests
+from rift_core.testing.vm import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,15 +95,7 @@ class BackendConformance(
     @pytest.fixture
     def backend(self, plugin: object, isa: str, request: pytest.FixtureRequest) -> object:
         """The backend's module, once it is sure that the test can run with it."""
-        probe = require_backend(plugin).for_isa(isa)
-        module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
-        name, _ = probe_backend(module)
-        expect_gap(probe.machine, request.node)
-        names = names_of(request.node)
-        for mark in request.node.iter_markers("rift_requires"):
-            for need in mark.args:
-                require_capability(name, isa, probe, need, names)
-        return module
+        return require_guests(plugin, isa, request.node)
 
     @pytest.fixture
     def bench(self, backend: object, isa: str, guests: Guests) -> Iterator[Bench]:

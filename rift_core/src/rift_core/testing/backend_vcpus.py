@@ -13,9 +13,10 @@ from rift_core.backend import Watchpoint
 from rift_core.capabilities import unknown
 from rift_core.errors import HypervisorError, StateError, UnsupportedError
 from rift_core.exits import ExitKind
-from rift_core.testing.bench import CODE, DATA, SECONDS, Bench, Worker
+from rift_core.testing.bench import CODE, DATA, Bench, Worker
 from rift_core.testing.guests import DEVICE, DONE
 from rift_core.testing.requirements import requires
+from rift_core.testing.vm import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

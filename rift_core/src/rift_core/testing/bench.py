@@ -9,24 +9,23 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-import pluggy
-
-from rift_core import doorbell, hookspecs
-from rift_core.backend import VmSpec
+from rift_core import doorbell
 from rift_core.errors import AddressError
 from rift_core.exits import Exit, ExitKind
 from rift_core.guest_memory import GuestMemory
 from rift_core.host_memory import HostMemory
 from rift_core.isa import Area, EntryState
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
-from rift_core.plugin import PROJECT
 from rift_core.testing.guests import DONE
 from rift_core.testing.tools import plugin_info, plugin_module, probe_backend
+from rift_core.testing.vm import SECONDS, open_vm, plugins_of, run_to_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rift_core.backend import ProbeResult, VCpu, Vm
+    import pluggy
+
+    from rift_core.backend import ProbeResult, VCpu
     from rift_core.isa import AreaRequest, Isa, Privilege
     from rift_core.memory import AddressSpace
     from rift_core.testing.guests import Guests
@@ -44,9 +43,6 @@ EXTRA, EXTRA_SIZE = 0x1000_0000, 0x10_0000
 
 STACK_SIZE = 0x4000
 
-SECONDS = 30.0
-"""No guest here needs a tenth of this."""
-
 _R, _W, _X, _U = Permission.READ, Permission.WRITE, Permission.EXECUTE, Permission.USER
 
 
@@ -59,12 +55,8 @@ class Bench:
         self.probe = probe.for_isa(isa)
         self.isa_name = isa
         self.page = self.probe.limits.page_size  # of regions
-        self.isa, self._manager = _load_isa(backend, self.name, isa, self.probe)
-        binding = self._manager.hook.rift_binding(backend=self.name, isa=isa)
-        info = plugin_info(backend, "backend")
-        section = info.config() if info is not None else None
-        spec = VmSpec(isa, binding, self.probe.features, max_vcpus=8)
-        self.vm: Vm = self._manager.hook.rift_create_vm(config=section, spec=spec)
+        self.isa, self._manager = _load_isa(backend, isa, self.probe)
+        self.vm = open_vm(self._manager, backend, isa, max_vcpus=8)
         self._entries: dict[int, dict[str, int]] = {}
         self._vcpus: list[VCpu] = []
         self._next_area = AREAS
@@ -138,17 +130,7 @@ class Bench:
 
     def run(self, vcpu: VCpu, reply: int | None = None) -> Exit:
         """Run until an exit; a stray interruption is passed over, a guest that hangs fails the test."""
-        timer = threading.Timer(SECONDS, vcpu.kick)
-        timer.daemon = True
-        timer.start()
-        try:
-            while True:
-                exit = vcpu.run(reply)
-                if exit.kind is not ExitKind.INTERRUPTED or not timer.is_alive():
-                    return exit
-                reply = None
-        finally:
-            timer.cancel()
+        return run_to_exit(vcpu, reply)
 
     def finish(self, vcpu: VCpu, reply: int | None = None) -> None:
         """Run to the guest's end.
@@ -225,19 +207,12 @@ def _identity(address: int, size: int, permissions: Permission) -> Mapping:
     return Mapping(Gva(address), Gpa(address), size, permissions, largest_page=0x1000)
 
 
-def _load_isa(backend: object, name: str, isa: str, probe: ProbeResult) -> tuple[Isa, pluggy.PluginManager]:
-    isa_module = plugin_module("isa", isa)
-    if isa_module is None:
+def _load_isa(backend: object, isa: str, probe: ProbeResult) -> tuple[Isa, pluggy.PluginManager]:
+    module = plugin_module("isa", isa)
+    if module is None:
         raise LookupError(f"no plugin for ISA {isa} is installed: the conformance suite needs its page tables")
-    own = plugin_info(backend, "binding", f"{name}/{isa}") is not None
-    binding = backend if own else plugin_module("binding", f"{name}/{isa}")
-    if binding is None:
-        raise LookupError(f"no binding {name}/{isa} is installed")
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(hookspecs)
-    for module in dict.fromkeys((backend, isa_module, binding)):
-        manager.register(module)
-    info = plugin_info(isa_module, "isa", isa)
+    manager = plugins_of(backend, isa, module)
+    info = plugin_info(module, "isa", isa)
     section = info.config() if info is not None else None
     made: Isa = manager.hook.rift_isa(config=section, features=probe.features)
     return made, manager

@@ -29,11 +29,12 @@ from hypothesis import strategies as st
 
 from rift_core import doorbell, hookspecs
 from rift_core.backend import CpuFeatures
-from rift_core.errors import AddressError, MappingError
+from rift_core.errors import MappingError
 from rift_core.exits import Exit, ExitKind
-from rift_core.isa import Area, Argument, EntryState, GuestFault, ResultType, SystemState
+from rift_core.isa import GuestFault, ResultType
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
 from rift_core.plugin import PROJECT, PluginInfo
+from rift_core.testing.isa_parts import FakeRegisters, PlacedAreas, PlacedGuest, double, integers
 from rift_core.testing.paging_model import (
     TABLE_MEMORY,
     TABLES_AT,
@@ -47,9 +48,8 @@ from rift_core.testing.tools import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from collections.abc import Mapping as AnyMapping
 
-    from rift_core.isa import AreaRequest, Isa, Privilege
+    from rift_core.isa import Isa, Privilege
     from rift_core.memory import AddressSpace, Walk
 
 # Fixtures are made once a test and serve all its examples; a test may run in several subclasses.
@@ -67,19 +67,6 @@ class Edit:
 
     verb: str  # map, unmap, protect
     mapping: Mapping
-
-
-class FakeRegisters:
-    """Registers that can be read and written: what an ISA needs of a vCPU."""
-
-    def __init__(self, values: AnyMapping[str, int] | None = None) -> None:
-        self.values = dict(values or {})
-
-    def read_registers(self, names: Sequence[str]) -> dict[str, int]:
-        return {name: self.values.get(name, 0) for name in names}
-
-    def write_registers(self, values: AnyMapping[str, int]) -> None:
-        self.values.update(values)
 
 
 class IsaConformance:
@@ -183,8 +170,8 @@ class IsaConformance:
     def test_debuggers_know_where_a_thread_stands(self, isa: Isa, privilege: Privilege) -> None:
         if isa.debug is None:
             session().skip(f"guests of {isa.name} cannot be debugged")
-        guest = _Guest(isa, privilege)
-        state = guest.state()
+        guest = _guest(isa, privilege)
+        state = guest.state((), privilege)
         registers = isa.thread_registers(guest.system, guest.areas, state)
         vcpu = FakeRegisters(registers)
         place = isa.debug.place(vcpu)
@@ -198,14 +185,12 @@ class IsaConformance:
         if isa.debug is None:
             session().skip(f"guests of {isa.name} cannot be debugged")
         for privilege in ("supervisor", "user"):
-            guest = _Guest(isa, privilege)
-            registers = isa.thread_registers(guest.system, guest.areas, guest.state())
+            registers = _guest(isa, privilege).start(privilege)
             fault = GuestFault(
                 vector=255, name="made up", pc=registers[isa.program_counter], sp=registers[isa.stack_pointer],
                 address=None, code=None, words="", user=privilege == "user", registers=registers,
             )  # fmt: skip
-            kernel = _Guest(isa, "supervisor")  # whose vectors have taken the exception
-            other = isa.thread_registers(kernel.system, kernel.areas, kernel.state())
+            other = _guest(isa, "supervisor").start()  # its vectors have taken the exception
             vcpu = FakeRegisters({**other, isa.program_counter: 0x1234, isa.stack_pointer: 0x5678})
             isa.debug.undo_fault(fault, vcpu)
             place = isa.debug.place(vcpu)
@@ -231,11 +216,11 @@ class IsaConformance:
         if isa.debug is None:
             session().skip(f"guests of {isa.name} cannot be debugged")
         code = isa.debug.breakpoint
-        stands = isa.debug.own_breakpoint(_Code(0x1000, bytes(8) + code + bytes(8)), 0x1008)
+        stands = isa.debug.own_breakpoint(_code(0x1000, bytes(8) + code + bytes(8)), 0x1008)
         assert stands is not None
         assert 0x1008 <= stands <= 0x1008 + len(code)
-        assert isa.debug.own_breakpoint(_Code(0x1000, bytes(16 + len(code))), 0x1008) is None
-        assert isa.debug.own_breakpoint(_Code(0x1000, bytes(8)), 0x8000) is None, "not mapped"
+        assert isa.debug.own_breakpoint(_code(0x1000, bytes(16 + len(code))), 0x1008) is None
+        assert isa.debug.own_breakpoint(_code(0x1000, bytes(8)), 0x8000) is None, "not mapped"
 
     # -- page tables -----------------------------------------------------------------------------
 
@@ -421,8 +406,8 @@ class IsaConformance:
     @pytest.mark.parametrize("privilege", ["supervisor", "user"])
     def test_entry_state_uses_known_registers(self, isa: Isa, privilege: Privilege) -> None:
         widths = {register.name: register.bits for register in isa.registers}
-        guest = _Guest(isa, privilege)
-        state = guest.state()
+        guest = _guest(isa, privilege)
+        state = guest.state((), privilege)
         for registers in (
             isa.thread_registers(guest.system, guest.areas, state),
             isa.call_registers(guest.system, guest.areas, state),
@@ -442,21 +427,17 @@ class IsaConformance:
                 assert request.name != "stack"
 
     def test_arguments_reach_registers_or_stack(self, isa: Isa) -> None:
-        guest = _Guest(isa, "supervisor")
+        guest = _guest(isa, "supervisor")
         values = [0x1111_2222_3333_4400 + number for number in range(20)]
-        registers = isa.call_registers(
-            guest.system, guest.areas, guest.state(tuple(Argument("integer", 8, value) for value in values))
-        )
+        registers = isa.call_registers(guest.system, guest.areas, guest.state(integers(*values)))
         stack = bytes(guest.areas["stack"].host)
         for value in values:
             assert value in registers.values() or struct.pack("<Q", value) in stack
-        floats = [struct.unpack("<Q", struct.pack("<d", number + 0.5))[0] for number in range(20)]
-        registers = isa.call_registers(
-            guest.system, guest.areas, guest.state(tuple(Argument("float", 8, value) for value in floats))
-        )
+        floats = tuple(double(number + 0.5) for number in range(20))
+        registers = isa.call_registers(guest.system, guest.areas, guest.state(floats))
         stack = bytes(guest.areas["stack"].host)
-        for value in floats:
-            assert value in registers.values() or struct.pack("<Q", value) in stack
+        for argument in floats:
+            assert argument.value in registers.values() or struct.pack("<Q", argument.value) in stack
 
     @pytest.mark.parametrize("size", [1, 2, 4, 8])
     @pytest.mark.parametrize("signed", [True, False])
@@ -550,44 +531,13 @@ class IsaConformance:
             struct.pack_into("<Q", tables.bytes, index * 8, entry)
 
 
-class _Code:
+def _code(start: int, content: bytes) -> PlacedAreas:
     """Bytes at an address, and nothing else."""
-
-    def __init__(self, start: int, content: bytes) -> None:
-        self.start = start
-        self.content = bytearray(content)
-
-    def read_virtual(self, address: int, size: int) -> bytes:
-        first = address - self.start
-        if first < 0 or first + size > len(self.content):
-            raise AddressError(f"{address:#x} is not mapped")
-        return bytes(self.content[first : first + size])
-
-    def write_virtual(self, address: int, data: bytes) -> None:
-        self.read_virtual(address, len(data))
-        first = address - self.start
-        self.content[first : first + len(data)] = data
+    areas = PlacedAreas(start, 0)
+    areas.place("code", len(content)).host[:] = content
+    return areas
 
 
-class _Guest:
-    """Placed areas of one machine with one thread."""
-
-    def __init__(self, isa: Isa, privilege: Privilege) -> None:
-        self.privilege: Privilege = privilege
-        self._page = isa.page_sizes[0]
-        self._next = isa.virtual_ranges[0].start + 0x1000_0000
-        system = {request.name: self._place(request) for request in isa.system_areas()}
-        self.system: SystemState = isa.install_system(system, doorbell.default_gva())
-        self.areas = {request.name: self._place(request) for request in isa.thread_areas(privilege)}
-        self.areas["stack"] = self._area("stack", 4 * self._page)
-
-    def state(self, arguments: tuple[Argument, ...] = ()) -> EntryState:
-        return EntryState(Gva(0x20_0000), Gva(self.areas["stack"].end), Gpa(TABLES_AT), self.privilege, arguments)
-
-    def _place(self, request: AreaRequest) -> Area:
-        return self._area(request.name, request.size)
-
-    def _area(self, name: str, size: int) -> Area:
-        at = self._next
-        self._next += size + 2 * self._page
-        return Area(name, Gva(at), Gpa(at), memoryview(bytearray(size)))
+def _guest(isa: Isa, privilege: Privilege) -> PlacedGuest:
+    """Placed areas of one machine with one thread, where the ISA has virtual addresses."""
+    return PlacedGuest(isa, privilege, isa.virtual_ranges[0].start + 0x1000_0000)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 _SETTLE_SECONDS = 5.0  # reapers and ending threads get this long before a difference counts
 _PROC = Path("/proc/self")
 _DEV_FD = Path("/dev/fd")
+_STATM = _PROC / "statm"
 
+TELLS_RESIDENT = _STATM.exists()
+"""Whether the system says how much of a process is in memory."""
 
 _ARENA = 64 << 20  # HEAP_MAX_SIZE of glibc's malloc/arena.c: the size and alignment of a thread's heap
 
@@ -61,6 +64,11 @@ def holdings() -> Holdings:
         named=named,
         maps=anonymous,
     )
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory; for tests that are skipped where :data:`TELLS_RESIDENT` is false."""
+    return int(_STATM.read_text().split()[1]) * mmap.PAGESIZE
 
 
 def _count_maps(text: str) -> tuple[int, int]:

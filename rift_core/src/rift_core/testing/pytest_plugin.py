@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from rift_core.testing.tools import TestSession
 
 pytest.register_assert_rewrite(
+    "rift_core.testing.aarch64_exceptions",
+    "rift_core.testing.aarch64_host",
+    "rift_core.testing.aarch64_machine",
     "rift_core.testing.backend",
     "rift_core.testing.backend_exits",
     "rift_core.testing.backend_memory",
@@ -48,6 +51,10 @@ pytest.register_assert_rewrite(
     "rift_core.testing.exit_handler",
     "rift_core.testing.isa",
     "rift_core.testing.loader",
+    "rift_core.testing.x86_64_devices",
+    "rift_core.testing.x86_64_exceptions",
+    "rift_core.testing.x86_64_machine",
+    "rift_core.testing.x86_64_paging",
 )
 
 _OLD_SESSION: pytest.StashKey[TestSession] = pytest.StashKey()

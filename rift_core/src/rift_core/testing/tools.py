@@ -8,11 +8,13 @@ expected gaps of this kind of machine names: see :mod:`rift_core.testing.pytest_
 from __future__ import annotations
 
 import shutil
+import sys
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import pytest
@@ -253,6 +255,23 @@ def expect_gap(machine: str, node: pytest.Item) -> None:
         node.add_marker(pytest.mark.xfail(reason=reason, strict=bool(session().required)))
 
 
+def require_guests(plugin: object | str, isa: str, node: pytest.Item, needs: tuple[Need, ...] = ()) -> object:
+    """The module of a backend that can run this test with guests of ``isa``; else a skip, a failure, an expected gap.
+
+    :param plugin: its name, or its module.
+    :param node: the test: what its marks ``rift_requires`` name is asked for, after ``needs``.
+    """
+    probe = require_backend(plugin).for_isa(isa)
+    module = plugin_module("backend", plugin) if isinstance(plugin, str) else plugin
+    assert module is not None
+    name, _ = probe_backend(module)
+    expect_gap(probe.machine, node)
+    marked = [need for mark in node.iter_markers("rift_requires") for need in mark.args]
+    for need in (*needs, *marked):
+        require_capability(name, isa, probe, need, names_of(node))
+    return module
+
+
 def skip_here(sentence: str, remedy: str = "") -> NoReturn:
     """Skip, even where everything is required: for what this host cannot have, or nobody needs to have.
 
@@ -280,6 +299,19 @@ def require_module(name: str, *, package: str = "") -> ModuleType:
         if session().required:
             pytest.fail(f"--rift-require: {sentence}; {remedy}", pytrace=False)
         session().skip(sentence, remedy)
+
+
+def load_module(path: Path, name: str | None = None) -> ModuleType:
+    """Import a file that is no part of a package, anew each time.
+
+    :param name: of the module; the file's own, without its suffix, unless given.
+    """
+    spec = spec_from_file_location(name or path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
 
 
 def require_payload_compiler(isa: str, name: str | None = None) -> Compiler:

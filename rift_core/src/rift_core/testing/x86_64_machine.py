@@ -8,24 +8,10 @@ Formats: Intel SDM volume 3, 3.4.5 (segment descriptors), 4.5 (paging), 6.14.1 (
 from __future__ import annotations
 
 import struct
-import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-import pluggy
-
-from rift_core import hookspecs
-from rift_core.backend import VmSpec
 from rift_core.exits import Exit, ExitKind
-from rift_core.host_memory import HostMemory
-from rift_core.memory import Gpa, MemoryRegion, Permission
-from rift_core.plugin import PROJECT
-from rift_core.testing.tools import plugin_info, plugin_module, probe_backend
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from rift_core.backend import VCpu, Vm
-    from rift_core.exits import ExitHandler
+from rift_core.testing.bare_machine import BareMachine
 
 PML4, PDPT, PD, PT0, PT1 = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
 GDT, TSS, IDT, STUBS = 0x6000, 0x6800, 0x7000, 0x8000
@@ -40,7 +26,6 @@ DEVICE = 0x1F_C000
 """Mapped, and no memory behind: four pages."""
 
 DEVICE_GPA = 0x1000_0000
-SIZE = 0x40_0000
 
 PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE = 1, 2, 4, 0x20, 0x40, 0x80
 NO_EXECUTE = 1 << 63
@@ -57,7 +42,6 @@ _ERROR_CODES = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 _STUB = 8
 
 FLAG_TF, FLAG_IF, FLAG_DF, FLAG_RF = 0x100, 0x200, 0x400, 0x1_0000
-SECONDS = 20.0
 
 
 class Frame(NamedTuple):
@@ -72,49 +56,12 @@ class Frame(NamedTuple):
     ss: int
 
 
-class Machine:
+class Machine(BareMachine):
     """The machine. ``vcpu`` belongs to the thread that made it."""
 
-    def __init__(self, backend: Any, handlers: Iterable[ExitHandler] = ()) -> None:
-        name, probe = probe_backend(backend)
-        self.probe = probe.for_isa("x86_64")
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(hookspecs)
-        own = plugin_info(backend, "binding", f"{name}/x86_64") is not None
-        binding_module = backend if own else plugin_module("binding", f"{name}/x86_64")
-        for module in dict.fromkeys((backend, binding_module)):
-            manager.register(module)
-        info = plugin_info(backend, "backend")
-        section = info.config() if info is not None else None
-        binding = manager.hook.rift_binding(backend=name, isa="x86_64")
-        spec = VmSpec("x86_64", binding, self.probe.features, max_vcpus=1)
-        self.vm: Vm = manager.hook.rift_create_vm(config=section, spec=spec)
-        self.memory = HostMemory(SIZE, "machine")
-        both = Permission.READ | Permission.WRITE | Permission.EXECUTE
-        self.vm.map_memory(MemoryRegion(Gpa(0), self.memory.view, both, "ram"))
-        self._build()
-        for handler in handlers:
-            self.vm.install(handler)
-        self.vcpu: VCpu = self.vm.create_vcpu(0)
-
-    def close(self) -> None:
-        """Release it."""
-        self.vcpu.close()
-        self.vm.close()
+    isa = "x86_64"
 
     # -- memory ----------------------------------------------------------------------------------
-
-    def put(self, address: int, data: bytes) -> None:
-        """Bytes into guest-physical memory."""
-        self.memory.view[address : address + len(data)] = data
-
-    def put64(self, address: int, value: int) -> None:
-        """8 bytes."""
-        self.put(address, struct.pack("<Q", value & (1 << 64) - 1))
-
-    def get(self, address: int, size: int = 8) -> int:
-        """A little-endian number."""
-        return int.from_bytes(self.memory.view[address : address + size], "little")
 
     def map(self, address: int, physical: int, flags: int) -> None:
         """The 4 KiB page at ``address``, below 4 MiB."""
@@ -132,7 +79,8 @@ class Machine:
         low = target & 0xFFFF | KERNEL_CODE << 16 | ist << 32 | (kind | dpl << 5 | present << 7) << 40
         self.put(IDT + 16 * vector, struct.pack("<QQ", low | (target >> 16 & 0xFFFF) << 48, target >> 32))
 
-    def _build(self) -> None:
+    def build(self) -> None:
+        """Identity-mapped pages, and a handler for each vector."""
         flags = PRESENT | WRITABLE | USER
         for table, entry in ((PML4, PDPT), (PDPT, PD), (PD, PT0), (PD + 8, PT1)):
             self.put64(table, entry | flags)
@@ -173,24 +121,6 @@ class Machine:
         values |= {"idtr.base": IDT, "idtr.limit": 0xFFF}
         values.update({name.replace("__", "."): value for name, value in registers.items()})
         self.vcpu.write_registers(values)
-
-    def go(self, reply: int | None = None) -> Exit:
-        """Run until an exit; a guest that hangs fails the test."""
-        timer = threading.Timer(SECONDS, self.vcpu.kick)
-        timer.daemon = True
-        timer.start()
-        try:
-            while True:
-                exit = self.vcpu.run(reply)
-                if exit.kind is not ExitKind.INTERRUPTED or not timer.is_alive():
-                    return exit
-                reply = None
-        finally:
-            timer.cancel()
-
-    def register(self, name: str) -> int:
-        """One register."""
-        return self.vcpu.read_registers([name])[name]
 
     def frame(self, exit: Exit) -> Frame:
         """The exception whose handler has halted.

@@ -40,11 +40,15 @@ int rift_emulator_vcpu_offer(struct rift_emulator_vcpu *vcpu, struct rift_exit *
     return verdict;
 }
 
-void rift_emulator_vcpu_leave(struct rift_emulator_vcpu *vcpu, enum rift_emulator_outcome outcome) {
-    rift_emulator_cut(&vcpu->cpu, vcpu->binding->program_counter(&vcpu->cpu));
+static void leave_at(struct rift_emulator_vcpu *vcpu, uint64_t pc, enum rift_emulator_outcome outcome) {
+    rift_emulator_cut(&vcpu->cpu, pc);
     vcpu->outcome = outcome;
     vcpu->cpu.leaving = 1;
     unicorn.emu_stop(vcpu->cpu.engine);
+}
+
+void rift_emulator_vcpu_leave(struct rift_emulator_vcpu *vcpu, enum rift_emulator_outcome outcome) {
+    leave_at(vcpu, vcpu->binding->program_counter(&vcpu->cpu), outcome);
 }
 
 int rift_emulator_exit(struct rift_emulator_cpu *cpu, struct rift_exit *exit) {
@@ -63,9 +67,13 @@ void rift_emulator_leave(struct rift_emulator_cpu *cpu) {
     rift_emulator_vcpu_leave(vcpu, outcome == RIFT_EMULATOR_NOTHING ? RIFT_EMULATOR_AGAIN : outcome);
 }
 
+/* Whether a hook must leave: somebody wants the vCPU, no access has to be completed first, and it is not leaving. */
+static int must_leave(const struct rift_emulator_vcpu *vcpu) {
+    return rift_emulator_control_wanted(vcpu->control) && !vcpu->completing && !vcpu->cpu.leaving;
+}
+
 void rift_emulator_heed(struct rift_emulator_cpu *cpu) {
-    struct rift_emulator_vcpu *vcpu = vcpu_of(cpu);
-    if (rift_emulator_control_wanted(vcpu->control) && !vcpu->completing && !cpu->leaving)
+    if (must_leave(vcpu_of(cpu)))
         rift_emulator_leave(cpu);
 }
 
@@ -117,16 +125,13 @@ void rift_emulator_instruction_over(struct rift_emulator_cpu *cpu) {
 
 /* -- the loop --------------------------------------------------------------------------------------- */
 
-/* Before each block of code: see emulator_control.c. */
+/* Before each block of code: see emulator_control.c. The engine's own program counter may be that of an earlier one. */
 static void block_hook(struct unicorn *engine, uint64_t pc, uint32_t size, void *context) {
     struct rift_emulator_vcpu *vcpu = context;
+    (void)engine;
     (void)size;
-    if (!rift_emulator_control_wanted(vcpu->control) || vcpu->completing || vcpu->cpu.leaving)
-        return;
-    rift_emulator_cut(&vcpu->cpu, pc);
-    vcpu->outcome = RIFT_EMULATOR_AGAIN;
-    vcpu->cpu.leaving = 1;
-    unicorn.emu_stop(engine);
+    if (must_leave(vcpu))
+        leave_at(vcpu, pc, RIFT_EMULATOR_AGAIN);
 }
 
 int rift_emulator_run_setup(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {

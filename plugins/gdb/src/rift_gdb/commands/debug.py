@@ -12,19 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rift_core.commands.parameters import integer
 from rift_core.commands.source import configuration, machine_options, overrides_of
 
 if TYPE_CHECKING:
     from rift_core.config import MachineConfig
     from rift_core.machine import Machine
     from rift_gdb.server import Server
-
-
-def _argument(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: arguments of the entry function are integers (12, 0x1000)") from None
 
 
 @click.command()
@@ -38,7 +32,7 @@ def _argument(text: str) -> int:
 @click.option("--client-program", metavar="PATH", help="The debugger to start, instead of the one that is found.")
 @click.option("--write-vscode", is_flag=True, help="Write .vscode/launch.json for three extensions, and go on.")
 @click.option("--allow-remote", is_flag=True, help="Let other machines in, all of whose users may then do anything.")
-@click.argument("arguments", nargs=-1)
+@click.argument("arguments", nargs=-1, type=integer)
 def command(
     file: Path,
     backend: str | None,
@@ -52,7 +46,7 @@ def command(
     client_program: str | None,
     write_vscode: bool,
     allow_remote: bool,
-    arguments: tuple[str, ...],
+    arguments: tuple[int, ...],
 ) -> int:
     """Run a payload under a debugger: GDB, LLDB, or an editor.
 
@@ -61,7 +55,6 @@ def command(
     """
     if port is not None and socket is not None:
         raise click.UsageError("give --port or --socket, not both")
-    numbers = [_argument(text) for text in arguments]
     with ExitStack() as stack:
         listen = port if socket is None else f"unix:{socket}"
         if client is not None and listen is None:
@@ -78,9 +71,9 @@ def command(
         for notice in machine.notices:
             click.echo(f"rift: {notice}", err=True)
         if client is not None:
-            return _run_with_client(machine, server, client, client_program, numbers)
+            return _run_with_client(machine, server, client, client_program, arguments)
         _say_how(machine, server, wait)
-        return machine.run(*numbers).status & 0xFF
+        return machine.run(*arguments).status & 0xFF
 
 
 def _with_debugger(config: MachineConfig, listen: str | None, wait: bool, allow_remote: bool) -> MachineConfig:
@@ -123,7 +116,9 @@ def _write_vscode(machine: Machine, server: Server) -> None:
     click.echo(f"rift: wrote {write_launch_file(Path.cwd(), entries)}", err=True)
 
 
-def _run_with_client(machine: Machine, server: Server, kind: str, program: str | None, numbers: list[int]) -> int:
+def _run_with_client(
+    machine: Machine, server: Server, kind: str, program: str | None, arguments: tuple[int, ...]
+) -> int:
     """The debugger has the terminal, Ctrl-C included; when it has gone the guest goes on as it left it."""
     from rift_gdb.clients import command_line, find_program
 
@@ -133,7 +128,7 @@ def _run_with_client(machine: Machine, server: Server, kind: str, program: str |
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         for position, thread in enumerate(threads):
-            thread.start(*(numbers if position == 0 else ()))
+            thread.start(*(arguments if position == 0 else ()))
         status = subprocess.run(line, check=False).returncode
         if status != 0 and not server.clients:
             machine.kill()

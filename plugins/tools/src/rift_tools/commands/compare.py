@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rift_core.cli import STATUS_TIME_LIMIT
+from rift_core.commands.parameters import Seconds
 from rift_core.commands.source import configuration, machine_options, overrides_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def lines(report: Report, names: tuple[str, ...], seconds: float, threads: int) 
 @click.option("--thread", metavar="NAME", help="Run only this one of the guest's threads.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rift_core.commands.parameters import Seconds
 from rift_core.commands.source import configuration, machine_options, overrides_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def lines(step: Step, threads: int) -> list[str]:
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Instructions at most.")
 @click.option("--walks", is_flag=True, help="Show what the page tables say of each address.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End the guest after.")
+@click.option("--timeout", type=Seconds(), metavar="SECONDS", help="End the guest after.")
 def command(
     file: Path,
     backend: str | None,
