@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -19,7 +21,7 @@ from rift_core.channel import Channel
 from rift_core.errors import AddressError, BinaryError
 from rift_core.guest_info import GuestInfo
 from rift_core.memory import Permission
-from rift_core.testing.tools import require_tool
+from rift_core.testing.tools import require_tool, skip_here
 
 X86_64 = Path(__file__).parents[2] / "plugins/x86_64/src/rift_x86_64/guest"
 
@@ -224,10 +226,20 @@ def test_guest_info_survives_packing_and_says_what_is_wrong() -> None:
         GuestInfo.unpack(bytes(96))
 
 
+def tool_for_x86_64(name: str) -> str:
+    """Path of a GNU tool: the host's own, or on another CPU the cross tool, which need not be there."""
+    if platform.machine() == "x86_64":
+        return require_tool(name)
+    return shutil.which(f"x86_64-linux-gnu-{name}") or skip_here("the GNU tools for x86-64 need not be on another CPU")
+
+
 @pytest.fixture(scope="module", params=["gcc", "clang"])
 def payload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A payload that uses all of the runtime, compiled without a warning."""
     require_tool(request.param)
+    tool_for_x86_64("objdump")
+    if request.param == "gcc":
+        tool_for_x86_64("gcc")
     folder = tmp_path_factory.mktemp(request.param)
     source = folder / "all.c"
     source.write_text(
@@ -261,7 +273,8 @@ def payload(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def disassembly(path: Path) -> list[tuple[int, str]]:
-    text = subprocess.run(["objdump", "-d", "-w", str(path)], capture_output=True, text=True, check=True).stdout
+    command = [tool_for_x86_64("objdump"), "-d", "-w", str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = re.findall(r"^ *([0-9a-f]+):\t[0-9a-f ]+\t(.*)$", text, re.M)
     return [(int(address, 16), instruction) for address, instruction in rows]
 

@@ -24,6 +24,7 @@ PACKAGES = (
     "libstdc++6",
     "clang",
     "lld",
+    "llvm",
 )
 
 _RECIPE = "1"
