@@ -13,6 +13,7 @@ SOURCES = [
     "emulator_debug.c",
     "emulator_device.c",
     "emulator_host.c",
+    "emulator_layout.c",
     "emulator_profile.c",
     "emulator_run.c",
     "emulator_turn.c",

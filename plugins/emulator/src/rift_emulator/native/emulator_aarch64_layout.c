@@ -4,7 +4,6 @@
 #include "emulator_internal.h"
 #include "emulator_aarch64.h"
 
-#include <errno.h>
 #include <string.h>
 
 struct arm_layout rift_emulator_arm_layout;
@@ -12,18 +11,6 @@ struct arm_layout rift_emulator_arm_layout;
 #define PATTERN UINT64_C(0x5A17C0DE00000000)
 #define GUEST 0x1000
 #define TABLES 0x2000 /* all entries invalid */
-
-/* The only place of `bytes` in the context, or 0. */
-static size_t find(const uint8_t *context, size_t size, const void *bytes, size_t count) {
-    size_t found = 0;
-    for (size_t at = 8; at + count <= size; at += 4)
-        if (memcmp(context + at, bytes, count) == 0) {
-            if (found)
-                return 0;
-            found = at;
-        }
-    return found;
-}
 
 static int anchors(struct unicorn *engine, struct unicorn_context *context, uint64_t salt, struct arm_layout *layout) {
     size_t size = unicorn.context_size(engine);
@@ -35,7 +22,7 @@ static int anchors(struct unicorn *engine, struct unicorn_context *context, uint
         unicorn.reg_write(engine, id, &values[at]);
     }
     unicorn.context_save(engine, context);
-    layout->general = find((const uint8_t *)context, size, values, sizeof(values));
+    layout->general = rift_emulator_find((const uint8_t *)context, size, values, sizeof(values));
     layout->pc = layout->general + 8 * 32;
     return layout->general != 0;
 }
@@ -83,7 +70,8 @@ static void trial_interrupt(struct unicorn *engine, uint32_t number, void *argum
     unicorn.context_save(engine, context);
     if (!trial->next) {
         layout->syndrome =
-            find((const uint8_t *)context, unicorn.context_size(engine), &expected->syndrome, sizeof(expected->syndrome));
+            rift_emulator_find((const uint8_t *)context, unicorn.context_size(engine), &expected->syndrome,
+                               sizeof(expected->syndrome));
         layout->address = layout->syndrome + 8;
     }
     const uint64_t pc = arm_context_get(context, layout->pc);
@@ -131,16 +119,5 @@ static int learn(struct unicorn *engine, struct unicorn_context *context) {
 
 int arm_learn(struct rift_error *error) {
     static int known;
-    if (known)
-        return 0;
-    struct unicorn *engine = NULL;
-    struct unicorn_context *context = NULL;
-    int status = rift_emulator_engine_open(rift_emulator_aarch64(), 1u << 20, &engine, &context, error);
-    if (!status) {
-        known = learn(engine, context);
-        if (!known)
-            status = rift_emulator_fail(error, ENOTSUP, "the engine's CPU state is not laid out as that of 2.1.x");
-    }
-    rift_emulator_engine_close(engine, context);
-    return status;
+    return rift_emulator_recognise(rift_emulator_aarch64(), &known, learn, error);
 }

@@ -233,6 +233,15 @@ int rift_emulator_engine_open(const struct rift_emulator_binding *binding, uint3
                               struct unicorn **engine, struct unicorn_context **context, struct rift_error *error);
 void rift_emulator_engine_close(struct unicorn *engine, struct unicorn_context *context);
 
+/* emulator_layout.c: the only place of `bytes` in a saved context, or 0. */
+size_t rift_emulator_find(const uint8_t *context, size_t size, const void *bytes, size_t count);
+
+/* Once a process, as `known` says, has `learn` look at an engine of its own: 1 if it recognises its state. Returns 0,
+ * or -1 with the error filled in. */
+int rift_emulator_recognise(const struct rift_emulator_binding *binding, int *known,
+                            int (*learn)(struct unicorn *engine, struct unicorn_context *context),
+                            struct rift_error *error);
+
 /* Fills in the error; returns -1. */
 int rift_emulator_fail(struct rift_error *error, int code, const char *operation);
 

@@ -7,27 +7,14 @@
 #include "emulator_internal.h"
 #include "emulator_x86_64.h"
 
-#include <errno.h>
 #include <string.h>
 
 struct x86_layout rift_emulator_x86_layout;
 
 #define PATTERN UINT64_C(0x5A17C0DE00000000)
 
-/* The only place of `bytes` in the context, or 0. */
-static size_t find(const uint8_t *context, size_t size, const void *bytes, size_t count) {
-    size_t found = 0;
-    for (size_t at = 8; at + count <= size; at += 4)
-        if (memcmp(context + at, bytes, count) == 0) {
-            if (found)
-                return 0;
-            found = at;
-        }
-    return found;
-}
-
 static size_t find64(const uint8_t *context, size_t size, uint64_t value) {
-    return find(context, size, &value, sizeof(value));
+    return rift_emulator_find(context, size, &value, sizeof(value));
 }
 
 /* Writes the patterns and finds the anchors. `salt` makes every value of a call unlike those of another. */
@@ -53,7 +40,7 @@ static int anchors(struct unicorn *engine, struct unicorn_context *context, uint
     unicorn.reg_write(engine, UNICORN_IDTR, &idtr);
     unicorn.reg_write(engine, UNICORN_MSR, &tsc_aux);
     unicorn.context_save(engine, context);
-    layout->general = find(bytes, size, general, sizeof(general));
+    layout->general = rift_emulator_find(bytes, size, general, sizeof(general));
     layout->rip = find64(bytes, size, rip);
     size_t fs_base = find64(bytes, size, fs), gs_base = find64(bytes, size, gs);
     size_t tr_base = find64(bytes, size, tr.base), idtr_base = find64(bytes, size, idtr.base);
@@ -197,16 +184,5 @@ static int learn(struct unicorn *engine, struct unicorn_context *context) {
 
 int x86_learn(struct rift_error *error) {
     static int known;
-    if (known)
-        return 0;
-    struct unicorn *engine = NULL;
-    struct unicorn_context *context = NULL;
-    int status = rift_emulator_engine_open(rift_emulator_x86_64(), 1u << 20, &engine, &context, error);
-    if (!status) {
-        known = learn(engine, context);
-        if (!known)
-            status = rift_emulator_fail(error, ENOTSUP, "the engine's CPU state is not laid out as that of 2.1.x");
-    }
-    rift_emulator_engine_close(engine, context);
-    return status;
+    return rift_emulator_recognise(rift_emulator_x86_64(), &known, learn, error);
 }
