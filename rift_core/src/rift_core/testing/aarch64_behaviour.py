@@ -12,9 +12,10 @@ Where a kind of machine is known to do otherwise, ``tests/expected_gaps/<machine
 
 from __future__ import annotations
 
-from rift_core.testing.aarch64_exceptions import DebugTests, ExceptionTests, InterruptTests, PagingTests
+from rift_core.testing.aarch64_exceptions import DebugTests, ExceptionTests, InterruptTests
 from rift_core.testing.aarch64_host import CallTests, DeviceTests
 from rift_core.testing.aarch64_machine import Machine
+from rift_core.testing.aarch64_paging import PagingTests
 from rift_core.testing.behaviour import Behaviour
 
 __all__ = ["Aarch64Behaviour"]

@@ -37,6 +37,11 @@ EL0T, EL1T, EL1H, MASKED = 0, 4, 5, 0x3C0
 PSTATE_F, PSTATE_I, PSTATE_A = 0x40, 0x80, 0x100
 
 WFI, ERET = 0xD503_207F, 0xD69F_03E0
+NOP, SVC, BRK, UNDEFINED = 0xD503_201F, 0xD402_4681, 0xD420_00A0, 0  # svc #0x1234; brk #5; udf #0
+LOAD, STORE = 0xF940_0020, 0xF900_0020  # ldr x0, [x1]; str x0, [x1]
+BRANCH = 0xD61F_0020  # br x1
+ADD, BRANCH_OVER = 0x9100_0400, 0x1400_0002  # add x0, x0, #1; b .+8
+WRITE = 1 << 6  # ISS.WnR
 
 
 class Frame(NamedTuple):
