@@ -20,7 +20,7 @@ from rift_core.errors import HypervisorError, RiftError
 if TYPE_CHECKING:
     from rift_core.exits import Exit, ExitHandler
     from rift_core.testing.fake_memory import PhysicalMemory
-    from rift_core.testing.fakes import FakeVCpu
+    from rift_core.testing.fake_vcpu import FakeVCpu
 
 _PASS, _RESUME, _STOP = 0, 1, 2
 _LAST = (1 << 64) - 1
