@@ -13,7 +13,8 @@ import pytest
 import rift_loader_elf
 import rift_loader_macho
 from rift_core import build_macho
-from rift_core.build import BuildError, Target, build, default_format, isa_sources
+from rift_core.build import build, default_format
+from rift_core.build_target import BuildError, Target, isa_sources
 from rift_core.memory import Permission
 from rift_core.testing.loader import image_bytes
 from rift_core.testing.tools import require_compiler, require_tool

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rift_core import build_macho, open_machine
-from rift_core.build import BuildError, Target, build, isa_sources
+from rift_core.build import build
+from rift_core.build_target import BuildError, Target, isa_sources
 from rift_core.testing.tools import require_backend, require_tool, session
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pytest
 from rift_core import load_config, open_machine
 from rift_core.assembly import assemble, check, choose_backend, host_isa
 from rift_core.backend import CpuFeatures, Limits, ProbeResult
-from rift_core.build import BuildError, build
+from rift_core.build import build
+from rift_core.build_target import BuildError
 from rift_core.catalog import Catalog
 from rift_core.cli import status_of
 from rift_core.errors import ConfigError, MappingError, PluginUnavailableError

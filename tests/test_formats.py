@@ -19,7 +19,7 @@ import pytest
 from places import places, require_place
 
 from rift_core import Machine, build_macho, load_config, open_machine
-from rift_core.build import BuildError, Target, isa_sources
+from rift_core.build_target import BuildError, Target, isa_sources
 from rift_core.catalog import Catalog
 from rift_core.testing.tools import load_module, require_tool, session
 

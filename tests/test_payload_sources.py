@@ -13,7 +13,7 @@ import pytest
 
 from rift_core import BinaryError, ConfigError, SymbolNotFoundError, load_config, open_machine
 from rift_core.assembly import check, load_binary
-from rift_core.build import BuildError
+from rift_core.build_target import BuildError
 from rift_core.catalog import Catalog
 from rift_core.cli import status_of
 from rift_core.errors import PluginNotFoundError

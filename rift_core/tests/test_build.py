@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from rift_core.build import BuildError, BuildResult, Target, build, command_line, find_compiler, isa_sources
+from rift_core.build import BuildResult, build, command_line
+from rift_core.build_target import BuildError, Target, isa_sources
+from rift_core.compilers import find_compiler
 from rift_core.errors import PluginNotFoundError
 from rift_core.testing.tools import require_payload_compiler, skip_here
 

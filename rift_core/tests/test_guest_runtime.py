@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rift_core import doorbell
-from rift_core.build import RUNTIME, build
+from rift_core.build import build
+from rift_core.build_target import RUNTIME
 from rift_core.channel import Channel
 from rift_core.errors import AddressError, BinaryError
 from rift_core.guest_info import GuestInfo

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from rift_core.build import build, isa_sources
+from rift_core.build import build
+from rift_core.build_target import isa_sources
 from rift_core.testing.tools import require_module, require_payload_compiler
 
 if TYPE_CHECKING:

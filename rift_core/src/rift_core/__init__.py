@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rift_core.backend import Binding, Check, CpuFeatures, Limits, ProbeResult, VCpu, Vm, VmSpec, Watchpoint
     from rift_core.binary import Binary, Segment, Symbol, SymbolTable
-    from rift_core.build import BuildError
+    from rift_core.build_target import BuildError
     from rift_core.config import MachineConfig, load_config
     from rift_core.errors import (
         AddressError,
@@ -51,7 +51,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "backend": "Binding Check CpuFeatures Limits ProbeResult VCpu Vm VmSpec Watchpoint",
     "binary": "Binary Segment Symbol SymbolTable",
-    "build": "BuildError",
+    "build_target": "BuildError",
     "config": "MachineConfig load_config",
     "errors": (
         "AddressError BinaryError ConfigError ForkedMachineError GuestCrashError GuestError GuestExitError "

@@ -1,52 +1,29 @@
 """``rift build``: a payload from C or assembler sources, in one run of gcc, clang or zig (build_macho: Mach-O).
 
-The sources of the guest runtime are compiled along: the generic ones beside ``rift_guest.h``, and those of
-the ISA, which stand in the folder ``guest`` of the package that provides it. That folder holds a
-``build.toml``:
-
-========================  =====================================================================================
-``machine``               ``platform.machine()`` of hosts whose plain gcc and clang compile for this ISA
-``cross_prefix``          prefixes of gcc on other hosts, such as ``aarch64-linux-gnu-``
-``clang_target``          clang's ``--target`` on other hosts; linking then takes lld
-``zig_target``            zig's ``-target``: the compiler in PyPI's package ziglang
-``flags``                 always
-``general_only``          unless ``simd``: only general registers, so that supervisor code saves no others
-``simd``                  with ``simd``
-``base``                  the payload's first guest-virtual address
-``page_size``             code, constants and data stand on pages of their own of that size
-``macho_arch``            Apple's name of the ISA, where there are Mach-O files for it
-``macho_flags``           always for Mach-O, whose default CPU may be newer than the ISA's first; may be left out
-========================  =====================================================================================
+The sources of the guest runtime are compiled along: the generic ones beside ``rift_guest.h``, and those of the ISA
+(:mod:`rift_core.build_target`).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import os
 import platform
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
-import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rift_core import doorbell as doorbell_page
-from rift_core.errors import PluginNotFoundError, RiftError
+from rift_core.build_target import RUNTIME, BuildError, Target, isa_sources
+from rift_core.compilers import Compiler, find_compiler
 from rift_core.files import SOURCE_SUFFIXES, is_source
-from rift_core.plugin import ENTRY_POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-RUNTIME = Path(__file__).with_name("guest")
-"""Folder of ``rift_guest.h``, of the sources behind it and of the linker scripts."""
 
 Format = Literal["elf", "macho"]
 """What a payload can be: the loaders of the same names read it."""
@@ -78,17 +55,6 @@ _DEBUG_MAP = re.compile(r"^warning: .* debug map\.\n", re.MULTILINE)
 """What dsymutil, which clang runs for Mach-O, says of symbols that the linker has left out: no use to anybody."""
 
 
-class BuildError(RiftError):
-    """The payload could not be built.
-
-    :param output: what the compiler said, or "" where it never ran.
-    """
-
-    def __init__(self, message: str, output: str = "") -> None:
-        super().__init__(f"{message}\n{output.rstrip()}" if output else message)
-        self.output = output
-
-
 @dataclass(frozen=True, slots=True)
 class BuildResult:
     """A payload that has been built.
@@ -104,162 +70,6 @@ class BuildResult:
 
     def __str__(self) -> str:
         return shlex.join(self.command)
-
-
-@dataclass(frozen=True, slots=True)
-class Compiler:
-    """A compiler that was found: its command with what it needs to aim at the ISA."""
-
-    command: tuple[str, ...]
-    is_clang: bool
-    is_zig: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An ISA's part of the guest runtime; see the module's text for the keys of its ``build.toml``."""
-
-    isa: str
-    folder: Path
-    machine: tuple[str, ...]
-    cross_prefix: tuple[str, ...]
-    clang_target: str
-    zig_target: str
-    flags: tuple[str, ...]
-    general_only: tuple[str, ...]
-    simd: tuple[str, ...]
-    base: int
-    page_size: int
-    macho_arch: str = ""
-    macho_flags: tuple[str, ...] = ()
-
-    @classmethod
-    def read(cls, isa: str, folder: Path) -> Target:
-        """Read ``folder/build.toml``.
-
-        :raises BuildError: it is not there, or a key is missing.
-        """
-        try:
-            values = tomllib.loads((folder / "build.toml").read_text())
-            return cls(
-                isa=isa,
-                folder=folder,
-                machine=tuple(values["machine"]),
-                cross_prefix=tuple(values["cross_prefix"]),
-                clang_target=str(values["clang_target"]),
-                zig_target=str(values["zig_target"]),
-                flags=tuple(values["flags"]),
-                general_only=tuple(values["general_only"]),
-                simd=tuple(values["simd"]),
-                base=int(values["base"]),
-                page_size=int(values["page_size"]),
-                macho_arch=str(values.get("macho_arch", "")),
-                macho_flags=tuple(values.get("macho_flags", ())),
-            )
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise BuildError(
-                f"the guest runtime of ISA {isa!r} has no usable {folder / 'build.toml'}: {error!r}"
-            ) from error
-
-    @property
-    def is_native(self) -> bool:
-        """Whether this host's own compilers make code for it."""
-        return platform.machine() in self.machine and platform.system() == "Linux"
-
-
-def isa_sources(isa: str) -> Path:
-    """The folder ``guest`` of the package that provides an ISA; the package is found, not imported.
-
-    An ISA's entry point in the group ``rift.plugins`` has the ISA's name.
-
-    :raises PluginNotFoundError: there is none of that name; the message lists what can be built for.
-    """
-    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    folders: dict[str, Path] = {}
-    for point in points:
-        spec = importlib.util.find_spec(point.module) if "." not in point.module else None
-        for location in (spec.submodule_search_locations or ()) if spec else ():
-            folder = Path(location) / "guest"
-            if (folder / "build.toml").is_file():
-                folders[point.name] = folder
-    if isa not in folders:
-        known = ", ".join(sorted(folders)) or "none"
-        raise PluginNotFoundError(f"no installed plugin brings a guest runtime for ISA {isa!r} (there are: {known})")
-    return folders[isa]
-
-
-def find_compiler(target: Target, compiler: str | None = None) -> Compiler:
-    """The compiler to use: ``compiler``, else ``RIFT_CC``, else the first of gcc, clang and zig that is there.
-
-    :param compiler: "gcc", "clang" or "zig" for the one that makes code for ``target``; or a name or path.
-    :raises BuildError: it, or all of them, are missing; the message says what to install.
-    """
-    wanted = compiler or os.environ.get("RIFT_CC")
-    if wanted and wanted not in _FAMILIES:
-        if shutil.which(wanted) is None:
-            raise BuildError(f"the compiler {wanted!r} is not there: install it, or name another one")
-        return _describe(wanted, target)
-    problems = []
-    for family in (wanted,) if wanted else _FAMILIES:
-        found = _FAMILIES[family](target)
-        if isinstance(found, Compiler):
-            return found
-        problems.append(found)
-    raise BuildError(f"no C compiler for {target.isa} payloads is here: " + ", or ".join(problems))
-
-
-def _find_gcc(target: Target) -> Compiler | str:
-    names = ["gcc"] if target.is_native else [prefix + "gcc" for prefix in target.cross_prefix]
-    for name in names:
-        if shutil.which(name) and not says_clang(name):  # what macOS calls gcc is clang
-            return Compiler((name,), False)
-    packages = "gcc" if target.is_native else " or ".join(f"gcc-{prefix.rstrip('-')}" for prefix in target.cross_prefix)
-    return f"install the package {packages} (looked for {', '.join(names)})"
-
-
-def _find_clang(target: Target) -> Compiler | str:
-    name = next((name for name in ("clang", "cc") if shutil.which(name) and says_clang(name)), None)
-    linker = target.is_native or shutil.which("ld.lld") is not None
-    if name is None or not linker:
-        packages = "clang" if target.is_native else "clang and lld" if name is None else "lld, which clang links with"
-        return f"install the package{'s' if ' and ' in packages else ''} {packages}"
-    return _clang(name, target)
-
-
-def _find_zig(target: Target) -> Compiler | str:
-    if importlib.util.find_spec("ziglang") is not None:
-        return _zig((sys.executable, "-m", "ziglang"), target)
-    if shutil.which("zig"):
-        return _zig(("zig",), target)
-    return "pip install ziglang"
-
-
-_FAMILIES: dict[str, Callable[[Target], Compiler | str]] = {"gcc": _find_gcc, "clang": _find_clang, "zig": _find_zig}
-"""By name, in the order of preference: the compiler for a target, or what to install to have one."""
-
-
-def _describe(name: str, target: Target) -> Compiler:
-    """A compiler that was named."""
-    if Path(name).stem == "zig":
-        return _zig((name,), target)
-    return _clang(name, target) if says_clang(name) else Compiler((name,), False)
-
-
-def says_clang(name: str) -> bool:
-    """Whether a compiler is clang, whatever it is called."""
-    answer = subprocess.run([name, "--version"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    return "clang" in answer.stdout
-
-
-def _clang(name: str, target: Target) -> Compiler:
-    if target.is_native:
-        return Compiler((name,), True)
-    return Compiler((name, f"--target={target.clang_target}", "-fuse-ld=lld"), True)
-
-
-def _zig(command: tuple[str, ...], target: Target) -> Compiler:
-    # Its checks of undefined behaviour would end in functions that are not there.
-    return Compiler((*command, "cc", "-target", target.zig_target, "-fno-sanitize=all"), True, is_zig=True)
 
 
 def command_line(

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rift_core import doorbell as doorbell_page
-from rift_core.build import COMMON_FLAGS, RUNTIME, BuildError, says_clang
+from rift_core.build import COMMON_FLAGS
+from rift_core.build_target import RUNTIME, BuildError
+from rift_core.compilers import says_clang
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rift_core.build import Target
+    from rift_core.build_target import Target
 
 MACOS = "11"
 """The oldest macOS that is served; decides which load commands linkers write."""

@@ -14,7 +14,8 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rift_core.build import BuildError, build
+from rift_core.build import build
+from rift_core.build_target import BuildError
 from rift_core.files import is_source
 
 if TYPE_CHECKING:

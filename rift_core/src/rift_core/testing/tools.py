@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from rift_core.backend import ProbeResult
-    from rift_core.build import Compiler
+    from rift_core.compilers import Compiler
 
 M = TypeVar("M")
 
@@ -319,7 +319,8 @@ def require_payload_compiler(isa: str, name: str | None = None) -> Compiler:
 
     :param name: a compiler; whichever is there unless given. Only gcc and clang are ever required.
     """
-    from rift_core.build import BuildError, Target, find_compiler, isa_sources
+    from rift_core.build_target import BuildError, Target, isa_sources
+    from rift_core.compilers import find_compiler
 
     try:
         return find_compiler(Target.read(isa, isa_sources(isa)), name)
