@@ -133,14 +133,16 @@ def test_the_option_of_rift_run(
 def test_a_folder_that_is_not_there(machine: Callable[..., Machine], tmp_path: Path) -> None:
     with pytest.raises(RiftError, match="folder of the core file does not exist"):
         machine(tmp_path / "nowhere" / "core", "main")
+    with pytest.raises(RiftError, match="is a folder: name the core file"):
+        machine(tmp_path, "main")
 
 
 def test_a_file_that_cannot_be_written(
     machine: Callable[..., Machine], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It is told, and the guest ends as it would have."""
-    (tmp_path / "core").mkdir()
     with machine(tmp_path / "core", "main") as guest:
+        (tmp_path / "core").mkdir()
         assert guest.run().status == 6
     assert "no core file" in capfd.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["core"]

@@ -49,6 +49,8 @@ class Writer:
             raise RiftError(f"ISA {engine.isa.name} has no core files: it describes no registers for debuggers")
         if not path.absolute().parent.is_dir():
             raise RiftError(f"{path}: the folder of the core file does not exist")
+        if path.is_dir():
+            raise RiftError(f"{path} is a folder: name the core file that is to be made in it")
         self._path = path
         self._lock = threading.Lock()
         self._written = False
