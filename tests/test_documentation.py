@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ INTERNAL = {
     "Share.size",
 }
 """Public to core's own modules, or told by the docstring."""
+
+
+def test_every_module_of_core_is_on_its_page() -> None:
+    table = re.findall(r"^\| (`.*?) \|", (ROOT / "rift_core" / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = [name for row in table for name in re.findall(r"`([\w*/]+)`", row)]
+    folder = ROOT / "rift_core" / "src" / "rift_core"
+    modules = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")}
+    assert not {name for name in modules if not any(fnmatch(name, pattern) for pattern in named)}
+    assert not {name for name in named if not (list(folder.glob(f"{name}.py")) or (folder / name).is_dir())}
 
 
 def test_every_function_of_the_guest_is_on_its_page() -> None:
