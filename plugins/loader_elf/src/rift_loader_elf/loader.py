@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rift_core.binary import Binary, Segment
 from rift_core.errors import BinaryError, RiftError
 from rift_core.file_image import FileImage, read_image
+from rift_core.loader_config import bias_of
 from rift_core.memory import Gva, Permission
 from rift_loader_elf._native import ffi, lib
 from rift_loader_elf.relocation import relocate
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rift_loader_elf import ElfConfig
-
-DEFAULT_BASE = 0x400000
-"""Where a position-independent file linked at 0 goes; the address of traditional x86-64 executables."""
 
 ALIGNMENT_LIMIT = 1 << 30
 """Largest ``p_align`` of a position-independent file, the size of the largest page."""
@@ -51,14 +49,7 @@ def _bias(path: Path, structure: Structure, base: int | None) -> int:
         raise BinaryError(
             f"{path}: offset {at:#x}: p_align: {alignment:#x} is more than {ALIGNMENT_LIMIT:#x}, the largest page"
         )
-    start = DEFAULT_BASE if base is None else base
-    start = -(-start // alignment) * alignment
-    first = lowest // alignment * alignment
-    if highest - first + start >= _MODULUS:
-        raise BinaryError(
-            f"{path}: the file does not fit into the address space at base {start:#x}; choose a lower one"
-        )
-    return (start - first) % _MODULUS
+    return bias_of(path, lowest, highest, alignment, base)
 
 
 def _check_self_contained(path: Path, structure: Structure) -> None:

@@ -9,6 +9,7 @@ from macholib.mach_o import CPU_TYPE_NAMES
 from rift_core.binary import Binary, Segment
 from rift_core.errors import BinaryError, RiftError
 from rift_core.file_image import FileImage, read_image
+from rift_core.loader_config import bias_of
 from rift_core.memory import Gva, Permission
 from rift_loader_macho._native import ffi, lib
 from rift_loader_macho.fixups import Fixups
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rift_loader_macho import MachoConfig
-
-DEFAULT_BASE = 0x400000
-"""Where a file linked at 0 goes, as with the ELF loader."""
 
 MAGICS = (
     b"\xcf\xfa\xed\xfe",  # MH_MAGIC_64, little-endian
@@ -105,14 +103,7 @@ def _slide(path: Path, structure: Structure, base: int | None) -> int:
     if not structure.position_independent or (base is None and lowest >= _PAGE):
         return 0  # fixed, or linked at addresses of its own choice: they are valid as they stand
     alignment = max(int(summary.alignment), _ARM64_PAGE if summary.cpu == lib.RIFT_MACHO_ARM64 else _PAGE)
-    start = DEFAULT_BASE if base is None else base
-    start = -(-start // alignment) * alignment
-    first = lowest // alignment * alignment
-    if highest - first + start >= _MODULUS:
-        raise BinaryError(
-            f"{path}: the file does not fit into the address space at base {start:#x}; choose a lower one"
-        )
-    return (start - first) % _MODULUS
+    return bias_of(path, lowest, highest, alignment, base)
 
 
 def _segment(image: MachoImage, load: Load, slide: int) -> Segment:
