@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import mmap
-import os
 import struct
-import time
 from typing import TYPE_CHECKING
 
 import macho_writer as w
-import pytest
 
 from rift_core.errors import BinaryError
 from rift_core.host_memory import buffer_address
 from rift_core.testing.leaks import TELLS_RESIDENT, resident
-from rift_core.testing.tools import only_where, skip_here
+from rift_core.testing.tools import only_where
 from rift_loader_macho import MachoConfig, rift_load_binary
 
 if TYPE_CHECKING:
@@ -135,44 +131,6 @@ def test_fixed_pages_are_private(tmp_path: Path) -> None:
     assert segment.mappable
     assert struct.unpack("<2048Q", segment.data) == tuple(0x400000 + n for n in range(2048))
     assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize("map_file", [True, False])
-def test_no_descriptor_or_mapping_is_left(tmp_path: Path, map_file: bool) -> None:
-    if not os.path.exists("/proc/self/maps"):
-        skip_here("mappings are counted in /proc")
-    path = tmp_path / "some file of this test"
-    path.write_bytes(w.good().build())
-
-    def count() -> tuple[int, int]:
-        gc.collect()
-        with open("/proc/self/maps", encoding="utf-8") as file:
-            return len(os.listdir("/proc/self/fd")), sum(path.name in line for line in file)
-
-    before = count()
-    for _ in range(50):
-        load(path, map_file=map_file)
-    assert count() == before
-    binary = load(path, map_file=map_file)
-    segments = binary.segments
-    del binary
-    assert count() == (before[0] + map_file, before[1] + map_file)
-    del segments
-    assert count() == before
-
-
-def test_file_larger_than_any_memory(tmp_path: Path) -> None:
-    path = tmp_path / "huge"
-    path.write_bytes(w.good().build())
-    try:
-        os.truncate(path, 1 << 43)
-    except OSError as error:
-        skip_here(f"no sparse file of 8 TiB here: {error}")
-    start = time.monotonic()
-    # A mapping of that size may or may not be had.
-    with contextlib.suppress(BinaryError):
-        assert load(path).entry == w.TEXT + 16
-    assert time.monotonic() - start < 10
 
 
 @only_where(TELLS_RESIDENT, "resident size is read from /proc")

@@ -15,6 +15,7 @@ that takes longer than ``time_limit`` seconds or more than ``memory_limit`` byte
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import os
@@ -36,6 +37,7 @@ from rift_core.errors import BinaryError
 from rift_core.host_memory import buffer_address
 from rift_core.memory import Permission
 from rift_core.plugin import PROJECT, PluginInfo, Section
+from rift_core.testing.tools import skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -75,6 +77,8 @@ FOREIGN = {
     "one byte": b"\xf4",
 }
 """Beginnings of other formats; the one that a good file shares is left out."""
+
+_MAPS = Path("/proc/self/maps")
 
 ABSURD = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, 1 << 63, (1 << 64) - 1)
 """Values that fields of a damaged file hold: edges of every width."""
@@ -395,3 +399,39 @@ class LoaderConformance:
         gc.collect()
         assert _descriptors() == before
         assert threading.active_count() == threads
+
+    def test_no_mapping_is_left(self, load: Load, good_path: Path) -> None:
+        """Nor a descriptor: of a file that is mapped, both are held exactly as long as its segments are."""
+        if not _MAPS.exists():
+            skip_here("mappings are counted in /proc")
+
+        def count() -> tuple[int, int]:
+            gc.collect()
+            return _descriptors(), sum(str(good_path) in line for line in _MAPS.read_text().splitlines())
+
+        load(good_path)
+        before = count()
+        for _ in range(50):
+            load(good_path)
+        assert count() == before
+        binary = load(good_path)
+        assert binary is not None
+        segments = binary.segments
+        mapped = any(segment.mappable for segment in segments)
+        del binary
+        held = count()
+        assert held in (before, (before[0] + 1, before[1] + 1))
+        assert held != before or not mapped
+        del segments
+        assert count() == before
+
+    def test_a_file_larger_than_any_memory(self, load: Load, good_file: GoodFile, good_path: Path) -> None:
+        try:
+            os.truncate(good_path, 1 << 43)
+        except OSError as error:
+            skip_here(f"no sparse file of 8 TiB here: {error}")
+        # A mapping of that size may or may not be had.
+        with contextlib.suppress(BinaryError):
+            binary = load(good_path)
+            assert binary is not None
+            assert binary.entry == good_file.entry
