@@ -184,7 +184,10 @@ def test_a_payload_of_its_own_needs_no_runtime(make: Build, tmp_path: Path) -> N
         ({"sources": "/"}, "/ is no file to build"),
         ({"compiler": "no-such-compiler"}, "'no-such-compiler' is not there"),
         ({"base": 0x1234}, "not a multiple of 4096"),
-        ({"doorbell": 0x8000_0000}, "below 2 GiB"),
+        (
+            {"doorbell": 0x8000_0000},
+            r"below 2 GiB: choose a multiple of 0x1000, such as 0x70000000 \(memory\.doorbell\)",
+        ),
         ({"output": "no/such/folder/guest"}, "no such folder"),
         ({"output": "/"}, "is a folder: name the file that is to be made"),
     ],

@@ -169,7 +169,10 @@ def build(
         if destination.exists() and file.samefile(destination):
             raise BuildError(f"{file} is both source and output")
     if not 0 < doorbell < 0x8000_0000 or doorbell % doorbell_page.SIZE:
-        raise BuildError(f"doorbell {doorbell:#x} is not a page below 2 GiB")
+        raise BuildError(
+            f"doorbell {doorbell:#x} is not a page below 2 GiB: choose a multiple of {doorbell_page.SIZE:#x}, "
+            f"such as {doorbell_page.DEFAULT_ADDRESS:#x} (memory.doorbell)"
+        )
     if destination.is_dir():
         raise BuildError(f"{destination} is a folder: name the file that is to be made (-o)")
     if not destination.parent.is_dir():
