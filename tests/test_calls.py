@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -52,6 +53,21 @@ def test_a_call_that_spins_times_out_and_the_machine_stays_usable(machine: Machi
             machine.call(functions["spin"], timeout=0.1)
         assert time.monotonic() - began < 0.1 + SOON
         assert machine.call(functions["add"], 1, 1) == 2
+
+
+@pytest.mark.parametrize("seconds", [1e300, math.inf])
+def test_limits_longer_than_python_can_wait(machine: Machine, functions: dict[str, int], seconds: float) -> None:
+    assert machine.call(functions["add"], 2, 3, timeout=seconds) == 5
+    with machine.pause(timeout=seconds):
+        pass
+    machine.run(timeout=seconds)
+    machine.thread().join(timeout=seconds)
+
+
+def test_a_limit_that_is_no_number(machine: Machine, functions: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="timeout is nan"):
+        machine.call(functions["add"], 2, 3, timeout=math.nan)
+    assert machine.call(functions["add"], 2, 3) == 5
 
 
 def test_a_fault_is_raised_and_the_machine_stays_usable(machine: Machine, functions: dict[str, int]) -> None:

@@ -195,7 +195,7 @@ def test_memory_defaults_to_what_the_image_needs(rift: Rift, folder: Path) -> No
 # -- what is wrong -------------------------------------------------------------------------------------------------
 
 WRONG_FILES = {
-    "": "binary.path is missing",
+    "": "wrong.toml: binary.path is missing",
     "[binary]\npath = 3\n": "binary.path: should be a path, as a string, not 3",
     "[binary\n": "not valid TOML: Expected ']'",
     '[binary]\npath = "nothing.elf"\n': "No such file",
@@ -205,7 +205,7 @@ WRONG_FILES = {
     '[binary]\npath = "payload"\n[memory]\nsize = "much"\n': "memory.size: ",
     '[binary]\npath = "payload"\n[memory]\nsize = "100TiB"\n': "with memory.size = 0x640000000000 needs",
     '[binary]\npath = "payload"\n[[threads]]\nentry = "otter"\n': "has no symbol 'otter'; did you mean other?",
-    '[binary]\npath = "payload"\n[[threads]]\nvectors = "nothing"\n': "has no symbol 'nothing'",
+    '[binary]\npath = "payload"\n[[threads]]\nvectors = "nothing"\n': "rift: vectors of thread main: ",
     '[binary]\npath = "payload"\n[[threads]]\nprivilege = "root"\n': "should be 'supervisor' or 'user'",
     '[binary]\npath = "payload"\n[[threads]]\nname = "a"\n[[threads]]\nname = "a"\n': "two [[threads]] are called 'a'",
     '[binary]\npath = "payload"\n[[threads]]\nstack = 0\n': "threads.0.stack: should be greater than 0",

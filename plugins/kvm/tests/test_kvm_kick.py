@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from kvm_bench import NOWHERE, SECONDS, SPIN, Worker
+from pydantic import ValidationError
 
 from rift_core.errors import HypervisorError, StateError
 from rift_core.exits import ExitKind
@@ -250,3 +251,9 @@ def test_close_while_in_the_guest_is_refused(bench: KvmBench) -> None:
         bench.vm.close()
     bench.vcpu.kick()
     assert worker.join() is ExitKind.INTERRUPTED
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, 32])
+def test_a_signal_that_nobody_can_handle_is_refused(number: int) -> None:
+    with pytest.raises(ValidationError, match=f"signal {int(number)} cannot be handled"):
+        KvmConfig(kick_signal=number)

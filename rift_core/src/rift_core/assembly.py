@@ -103,7 +103,8 @@ def load_binary(config: MachineConfig, catalog: Catalog) -> Binary:
     :raises PluginNotFoundError: no such loader.  :raises BuildError: the source does not compile.
     """
     if config.binary.path is None:
-        raise ConfigError("binary.path is missing: name the payload, or give open_machine(code=...)")
+        where = f"{config.path}: " if config.path is not None else ""
+        raise ConfigError(f"{where}binary.path is missing: name the payload, or give open_machine(code=...)")
     wanted = config.isa.name
     built = build_payload(config, wanted if wanted != "auto" else host_isa())
     binary = _read_binary(config, catalog, config.directory / config.binary.path if built is None else built.path)
@@ -276,11 +277,11 @@ def entry_address(binary: Binary, entry: str | int | None, thread: str) -> Gva:
                 f"thread {thread}: the image has neither a symbol main nor an entry point; set entry"
             )
         return binary.entry
-    return find_symbol(binary, entry)
+    return find_symbol(binary, entry, f"entry of thread {thread}: ")
 
 
-def find_symbol(binary: Binary, name: str) -> Gva:
-    """Address of a symbol.
+def find_symbol(binary: Binary, name: str, wanted_for: str = "") -> Gva:
+    """Address of a symbol; ``wanted_for`` begins the message where it is missing.
 
     :raises SymbolNotFoundError: with the nearest names.
     """
@@ -288,7 +289,7 @@ def find_symbol(binary: Binary, name: str) -> Gva:
     if symbol is None:
         similar = binary.symbols.similar(name)
         hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-        raise SymbolNotFoundError(f"{binary.title} has no symbol {name!r}{hint}")
+        raise SymbolNotFoundError(f"{wanted_for}{binary.title} has no symbol {name!r}{hint}")
     return symbol.address
 
 
@@ -404,7 +405,7 @@ def _vectors(engine: Engine, wanted: str, thread: str) -> Vectors | None:
             # What stands there at most: 256 gates of 16 bytes, and a table of as many behind.
             return Vectors(name, symbol.address, engine.view(symbol.address, max(1, min(size, 0x2000))))
     if wanted != "auto":
-        find_symbol(binary, wanted)
+        find_symbol(binary, wanted, f"vectors of thread {thread}: ")
     return None
 
 

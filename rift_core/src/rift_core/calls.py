@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rift_core.errors import GuestExitError, ReentrancyError, RiftError
 from rift_core.interrupts import HELD, MAIN_THREAD
 from rift_core.isa import EntryState
+from rift_core.timeouts import waitable
 from rift_core.values import RESULTS, to_arguments
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class CallPool:
         vcpu = context.vcpu
         me = threading.get_ident()
         expiry = None
-        if timeout is not None:
+        if timeout is not None and (timeout := waitable(timeout)) is not None:
             expiry = lambda: TimeoutError(f"the call of {what} did not return within {timeout} s")  # noqa: E731
         failure: Exception | None = None
         with context.busy:  # whole, whatever signal arrives: see rift_core.interrupts

@@ -22,6 +22,7 @@ from rift_core.layout import stack_request
 from rift_core.lifetimes import ENGINES
 from rift_core.machine_memory import MachineMemory
 from rift_core.memory import Gva, Permission
+from rift_core.timeouts import waitable
 from rift_core.watchdog import WATCHDOG
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Engine(MachineMemory):
         :raises TimeoutError: an exit handler did not return in ``timeout`` seconds.
         """
         self.check_open()
+        timeout = waitable(timeout)
         gate = Gate(self)
         try:
             gate.close()

@@ -20,6 +20,7 @@ from rift_core.handler_machine import HandlerMachine
 from rift_core.lifetimes import REAPER
 from rift_core.memory import Caching, Gpa, Gva, Mapping, MemoryRegion, Permission
 from rift_core.sharing import Share, share
+from rift_core.timeouts import waitable
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -208,7 +209,7 @@ class Machine:
         :raises GuestError: the fault of the first thread that had one.  :raises TimeoutError: ``timeout`` seconds
             are over; all threads have been killed then.
         """
-        threads = self.threads
+        threads, timeout = self.threads, waitable(timeout)
         if not threads:
             raise ConfigError(
                 f"there is no thread to run: no [[threads]] are configured, or {self.binary.title} has neither a "

@@ -15,6 +15,7 @@ from rift_core.errors import GuestError, RiftError, StateError, again
 from rift_core.exits import Stop
 from rift_core.interrupts import HELD
 from rift_core.isa import EntryState
+from rift_core.timeouts import waitable
 from rift_core.values import to_arguments
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Thread:
         self.engine.check_process()
         if self._host is None:
             raise StateError(f"thread {self.name} was not started")
-        if not self._ended.wait(timeout):
+        if not self._ended.wait(waitable(timeout)):
             raise TimeoutError(f"thread {self.name} still runs after {timeout} s")
         outcome = self._outcome
         if isinstance(outcome, Stop):

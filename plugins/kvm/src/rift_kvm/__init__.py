@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rift_core.plugin import PluginInfo, Section, hookimpl
 
@@ -30,6 +30,14 @@ class KvmConfig(Section):
         le=64,
         description="Signal that makes a vCPU leave the guest; nobody else in the process may use it.",
     )
+
+    @field_validator("kick_signal")
+    @classmethod
+    def _can_be_handled(cls, number: int) -> int:
+        if number not in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            raise ValueError(f"signal {number} cannot be handled by a process; a real-time signal is best (34 to 64)")
+        return number
+
     system_register_exits: bool = Field(
         default=True,
         description="Whether accesses to MSRs that KVM does not know are exits; else they are #GP in the guest.",
