@@ -79,6 +79,20 @@ def aarch64_stand_in(stand_in_folder: Path) -> StandIn:
     return StandIn(stand_in_build.build(stand_in_folder, "arm64", stand_in_build.ARM64, flags), "aarch64")
 
 
+@pytest.fixture(scope="session")
+def other_x86_64(stand_in_folder: Path) -> Path:
+    """A framework of an Intel Mac that has nothing in common with the first stand-in but the facts."""
+    flags = stand_in_build.unicorn_flags(require_package("unicorn"))
+    return stand_in_build.build(stand_in_folder, "other-x86_64", stand_in_build.OTHER_X86_64, flags)
+
+
+@pytest.fixture(scope="session")
+def other_arm64(stand_in_folder: Path) -> Path:
+    """The same of a Mac with Apple silicon."""
+    flags = stand_in_build.unicorn_flags(require_package("unicorn"))
+    return stand_in_build.build(stand_in_folder, "other-arm64", stand_in_build.OTHER_ARM64, flags)
+
+
 def require_package(name: str) -> Path:
     """The folder of an installed Python package; the test is skipped, or fails, where it is missing."""
     spec = find_spec(name)

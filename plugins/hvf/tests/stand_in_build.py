@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).parent / "stand_in"
 X86_64 = ("stand_in.c", "x86_64.c", "x86_64_state.c", "x86_64_entry.c", "x86_64_exits.c")
 ARM64 = ("stand_in.c", "arm64.c", "arm64_state.c", "arm64_run.c", "arm64_timer.c")
+OTHER_X86_64 = tuple(
+    f"other_x86_64{part}.c" for part in ("", "_state", "_engine", "_entry", "_events", "_instructions")
+)
+OTHER_ARM64 = ("other_arm64.c",)
 FLAGS = (
     "-shared",
     "-fPIC",
@@ -42,6 +46,6 @@ def build(folder: Path, name: str, sources: Sequence[str], flags: Sequence[str] 
 
 
 def unicorn_flags(package: Path) -> tuple[str, ...]:
-    """What the arm64 stand-in needs of the Python package ``unicorn``: its headers, and its shared library."""
+    """What a stand-in over the engine needs of the Python package ``unicorn``: its headers, and its shared library."""
     library = next((package / "lib").glob("libunicorn.*so*"))
     return f"-I{package / 'include'}", str(library), f"-Wl,-rpath,{library.parent}"

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import io
-import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import life
 import pytest
-import stand_in_build
 
-from rift_core import open_machine
 from rift_core.errors import HypervisorError
-from rift_core.exits import ExitKind
-from rift_core.testing.tools import require_tool
 from rift_hvf import HvfConfig
 from rift_hvf.framework import open_framework
 from rift_hvf.probe import _probe
@@ -104,59 +96,3 @@ def test_a_framework_with_nothing_to_spare(bare: StandIn) -> None:
         name = "xmm0" if bare.isa == "x86_64" else "v0"
         with pytest.raises(HypervisorError, match=f"{name}|simd"):
             one.register(name)
-
-
-GUEST = """
-#include <rift_guest.h>
-
-uint64_t visits;
-
-int main(void) {
-    rift_printf("hello from %s\\n", rift_privilege_name());
-    return 0;
-}
-
-int add(int left, int right) {
-    ++visits;
-    return left + right;
-}
-"""
-
-
-@pytest.fixture(scope="session")
-def other(stand_in_folder: Path, aarch64_stand_in: StandIn) -> Path:
-    """A framework that has nothing in common with the first stand-in but the facts."""
-    flags = stand_in_build.unicorn_flags(Path(importlib.import_module("unicorn").__file__).parent)
-    return stand_in_build.build(stand_in_folder, "other-arm64", ("other_arm64.c",), flags)
-
-
-def test_another_stand_in(other: Path) -> None:
-    with life.Life(other, "aarch64") as one:
-        for _ in range(3):
-            assert one.sum() == life.TOTAL
-        one.vcpu.park()
-        one.vcpu.adopt()
-        assert one.sum() == life.TOTAL
-        one.put(life.FOREVER["aarch64"])
-        threading.Timer(0.05, one.vcpu.kick).start()
-        assert one.vcpu.run().kind is ExitKind.INTERRUPTED
-    result = _probe(HvfConfig(framework=str(other)))
-    assert result.available, result.reason
-    assert {"hypercall_exit", "halt_exit", "readonly_memory"} <= result.capabilities
-
-
-def test_a_machine_on_another_stand_in(other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "guest.c"
-    source.write_text(GUEST)
-    configuration = {
-        "binary": {"path": str(source)}, "isa": {"name": "aarch64"},
-        "backend": {"name": "hvf", "framework": str(other)},
-    }  # fmt: skip
-    require_tool("clang")
-    monkeypatch.setenv("RIFT_CC", "clang")
-    console = io.StringIO()
-    with open_machine(configuration, console=console) as machine:
-        assert machine.run(timeout=30).status == 0
-        assert [machine.call("add", at, 2) for at in range(5)] == [2, 3, 4, 5, 6]
-        assert machine.symbol("visits").view().cast("Q")[0] == 5
-    assert console.getvalue() == "hello from EL1\n"
