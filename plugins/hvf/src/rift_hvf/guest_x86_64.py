@@ -31,7 +31,8 @@ EFER = 0xD01  # NXE, LMA, LME, SCE
 KERNEL_CODE, KERNEL_DATA, USER_DATA, USER_CODE, TASK = 0x08, 0x10, 0x18 | 3, 0x20 | 3, 0x28
 _DESCRIPTORS = (0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF)
 _HLT = b"\xf4"
-PAGE_FAULT, UNDEFINED = 14, 6
+STEP, BREAKPOINT, UNDEFINED, PAGE_FAULT = 1, 3, 6, 14
+TRAP_FLAG = 1 << 8  # of RFLAGS
 
 INSTRUCTIONS = {
     # movups xmm0,[rdi]; addps xmm0,xmm0; pxor xmm1,xmm1; cvtsi2sd xmm1,rax; movups [rdi],xmm0
@@ -48,6 +49,10 @@ INSTRUCTIONS = {
     "pcid": ("", CR4_PCIDE),
 }
 """Feature name -> code that must run through in ring 0, and the bits of CR4 that it needs."""
+
+
+CAPABILITY_OF = {"syscall": "syscall", "sse": "vector_supervisor"}
+"""Feature name -> what Rift calls it where it works in a guest."""
 
 
 class X86Guest:
@@ -117,7 +122,8 @@ class X86Guest:
         experiments |= {"syscall": _syscall, "nx": _no_execute, "smep": _smep, "smap": _smap}
         names = frozenset(name for name, experiment in experiments.items() if laboratory.holds(experiment))
         more = (0x4000_0000,) if laboratory.holds(_gigabyte_pages) else ()
-        return Measured(names, frozenset(), (0x1000, 0x20_0000, *more), xcr0)
+        capabilities = frozenset(capability for name, capability in CAPABILITY_OF.items() if name in names)
+        return Measured(names, capabilities, (0x1000, 0x20_0000, *more), xcr0)
 
 
 def _xcr0(laboratory: Laboratory) -> int:
@@ -213,6 +219,24 @@ def _hypercall(laboratory: Laboratory) -> bool:
     return exit is not None and exit.kind is ExitKind.HYPERCALL and exit.address == 0x77
 
 
+def _tsc_offset(laboratory: Laboratory) -> bool:
+    """A time-stamp counter that the host has set goes on from there once the guest runs."""
+    laboratory.prepare(b"", tsc=_START)
+    return laboratory.go_on() is not None and laboratory.register("tsc") >= _START
+
+
+def _breakpoint_vector(user: bool) -> Callable[[Laboratory], bool]:
+    return lambda laboratory: _faulted(
+        laboratory, laboratory.attempt(b"\xcc", **X86Guest().ring(3 if user else 0)), BREAKPOINT
+    )
+
+
+def _step_vector(user: bool) -> Callable[[Laboratory], bool]:
+    return lambda laboratory: _faulted(
+        laboratory, laboratory.attempt(b"\x90\x90", **X86Guest().ring(3 if user else 0), rflags=2 | TRAP_FLAG), STEP
+    )
+
+
 def _debug(code: bytes, what: int, at: int, user: bool, **choice: object) -> Callable[[Laboratory], bool]:
     """A DEBUG exit of kind ``what`` (``rift_abi.h``) with RIP at ``at`` bytes of the code."""
 
@@ -234,6 +258,7 @@ def _software_interrupt(user: bool) -> Callable[[Laboratory], bool]:
     return experiment
 
 
+_START = 1 << 60  # no host's counter comes there: twelve years at 3 GHz
 _STORE = b"\x48\xa3" + DATA.to_bytes(8, "little")  # mov [DATA], rax
 CAPABILITIES: dict[str, Callable[[Laboratory], bool]] = {
     "inject_exception": _inject,
@@ -241,11 +266,14 @@ CAPABILITIES: dict[str, Callable[[Laboratory], bool]] = {
     "readonly_memory": _read_only,
     "user_msr_exit": _msr_exit,
     "hypercall_exit": _hypercall,
+    "tsc_offset": _tsc_offset,
     "software_interrupts": _software_interrupt(False),
     "software_interrupts_user": _software_interrupt(True),
 }
 for _suffix, _user in (("", False), ("_user", True)):
     CAPABILITIES |= {
+        f"breakpoint_vector{_suffix}": _breakpoint_vector(_user),
+        f"step_vector{_suffix}": _step_vector(_user),
         f"debug_single_step{_suffix}": _debug(b"\x90\x90", 1, 1, _user, single_step=True),
         f"debug_hw_breakpoint{_suffix}": _debug(b"\x90\x90\x90", 3, 2, _user, breakpoints=(CODE + 2,)),
         f"debug_sw_breakpoint{_suffix}": _debug(b"\x90\xcc\x90", 2, 1, _user, software=True),

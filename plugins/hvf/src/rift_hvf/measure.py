@@ -69,7 +69,7 @@ class Guest(Protocol):
         """The instruction that ends an experiment with an exit."""
 
     def cpu(self, laboratory: Laboratory) -> Measured:
-        """What the CPU has, without ``capabilities``."""
+        """What the CPU has, and the capabilities that follow from it; not those of :attr:`capabilities`."""
 
 
 class Laboratory:
@@ -192,6 +192,6 @@ def measure(vm: HvfVm, guest: Guest) -> Measured | None:
             return None
         cpu = guest.cpu(laboratory)
         capabilities = {name for name, experiment in guest.capabilities.items() if laboratory.holds(experiment)}
-        return replace(cpu, capabilities=frozenset(capabilities))
+        return replace(cpu, capabilities=cpu.capabilities | capabilities)
     finally:
         laboratory.vcpu.close()

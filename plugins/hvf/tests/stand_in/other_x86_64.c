@@ -398,7 +398,7 @@ API hv_return_t hv_vcpu_run_until(uint32_t number, uint64_t deadline) {
     struct vcpu *cpu = vcpu_of_thread(number);
     if (!cpu)
         return BAD_ARGUMENT;
-    return deadline == FOREVER && !WITHOUT_TIMER ? run(cpu, false) : UNSUPPORTED; /* finite ones need the timer */
+    return deadline == FOREVER && !POOR_CPU ? run(cpu, false) : UNSUPPORTED; /* finite ones need the timer */
 }
 
 API hv_return_t hv_vcpu_invalidate_tlb(uint32_t number) {

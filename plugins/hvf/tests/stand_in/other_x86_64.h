@@ -16,9 +16,9 @@
 #include <stdint.h>
 #include <unicorn/unicorn.h>
 
-/* 1: the CPU has no preemption timer, so that there is no hv_vcpu_run_until. */
-#ifndef WITHOUT_TIMER
-#define WITHOUT_TIMER 0
+/* 1: the CPU has no preemption timer, so that there is no hv_vcpu_run_until, and exits do not save EFER. */
+#ifndef POOR_CPU
+#define POOR_CPU 0
 #endif
 
 typedef int32_t hv_return_t;

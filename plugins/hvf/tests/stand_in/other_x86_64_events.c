@@ -123,6 +123,8 @@ static bool copy(struct vcpu *cpu, uint64_t linear, void *data, unsigned bytes, 
             return false;
         }
         uint8_t *host = status ? NULL : memory_at(gpa, access & WRITABLE ? 2 : 1);
+        if (host && cpu->first_touch && !(access & WHOEVER) && memory_populate(cpu, gpa))
+            host = NULL; /* shown, as in the middle of an instruction */
         if (!host) {
             *fault = (struct fault){.missing = true, .table = status == 2, .gpa = gpa, .linear = linear,
                                     .access = access & WRITABLE && !status ? 2 : 1};
@@ -140,8 +142,8 @@ bool port_allowed(struct vcpu *cpu, unsigned port, unsigned size) {
     if (privilege(cpu) <= (FIELD(cpu, F_RFLAGS) >> 12 & 3))
         return true;
     const uint64_t base = SEGMENT(cpu, F_BASE, TR), limit = SEGMENT(cpu, F_LIMIT, TR);
-    if (limit < 0x67 || !copy(cpu, base + 0x66, &map, 2, 0, &fault) || map + port / 8 + 1 > limit ||
-        !copy(cpu, base + map + port / 8, &bits, 2, 0, &fault))
+    if (limit < 0x67 || !copy(cpu, base + 0x66, &map, 2, WHOEVER, &fault) || map + port / 8 + 1 > limit ||
+        !copy(cpu, base + map + port / 8, &bits, 2, WHOEVER, &fault))
         return false;
     return !(bits >> port % 8 & ((1u << size) - 1));
 }

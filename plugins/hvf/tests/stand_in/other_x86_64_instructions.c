@@ -5,6 +5,7 @@
 struct instruction {
     unsigned opcode; /* 0x0F00 + the second byte for those of two bytes */
     unsigned modrm, immediate;
+    unsigned length; /* if it is on the list: the engine does not know that of those that it does not have */
     unsigned size; /* of the operand */
     unsigned rex, segment; /* segment: enum segment of a prefix, or DS */
     bool repeated, address32, has_f3;
@@ -44,6 +45,9 @@ static bool decode(struct vcpu *cpu, uint64_t rip, struct instruction *found) {
     if (found->opcode == 0x0F)
         found->opcode = 0x0F00 | code[at++];
     found->modrm = found->immediate = code[at];
+    const bool two = found->opcode >> 8, more = two ? found->opcode == 0x0F01 || (found->opcode & 0xFC) == 0x20
+                                                    : found->opcode == 0xCD || (found->opcode & 0xFC) == 0xE4;
+    found->length = at + more;
     return true;
 }
 
@@ -344,6 +348,7 @@ enum outcome instruction_carry_out(struct vcpu *cpu) {
     struct instruction found;
     if (!decode(cpu, FIELD(cpu, F_RIP), &found))
         return passes(cpu);
+    cpu->length = found.length;
     const uint32_t controls = (uint32_t)FIELD(cpu, F_CPU);
     switch (found.opcode) {
     case 0xCC: case 0xCD: case 0xF1:

@@ -13,7 +13,7 @@ static const struct {
     uint32_t field, must, may;
 } capabilities[5] = {
     {F_PIN, 0x0000003f, 0x0000003f},  {F_CPU, 0x9401e1f2, 0xbdb9fffe},  {F_CPU2, 0x000000aa, 0x000000ea},
-    {F_ENTRY, 0x000091ff, 0x0000b3ff}, {F_EXIT, 0x00036fff, 0x007befff},
+    {F_ENTRY, 0x000091ff, 0x0000b3ff}, {F_EXIT, 0x00036fff, POOR_CPU ? 0x006befff : 0x007befff},
 };
 
 API hv_return_t hv_vmx_read_capability(uint32_t number, uint64_t *value) {

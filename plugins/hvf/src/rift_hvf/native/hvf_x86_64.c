@@ -96,7 +96,8 @@ static int setup_controls(struct rift_hvf_cpu *cpu, struct rift_error *error) {
         write_controls(cpu, HV_VMX_CAP_PROCBASED, VMCS_CTRL_CPU_BASED, primary, &x86->cpu_based, &x86->cpu_may,
                        error) ||
         write_controls(cpu, HV_VMX_CAP_PROCBASED2, VMCS_CTRL_CPU_BASED2, secondary, &x86->cpu_based2, NULL, error) ||
-        write_controls(cpu, HV_VMX_CAP_EXIT, VMCS_CTRL_VMEXIT_CONTROLS, 0, NULL, NULL, error) ||
+        write_controls(cpu, HV_VMX_CAP_EXIT, VMCS_CTRL_VMEXIT_CONTROLS, EXIT_SAVE_EFER, &x86->exit_controls, NULL,
+                       error) ||
         write_controls(cpu, HV_VMX_CAP_ENTRY, VMCS_CTRL_VMENTRY_CONTROLS, ENTRY_LOAD_EFER, &x86->entry_controls,
                        &x86->entry_may, error))
         return -1;
@@ -137,6 +138,12 @@ static void setup_native_msrs(struct rift_hvf_cpu *cpu) {
         cpu->framework->x86.enable_native_msr((uint32_t)cpu->id, bases[at], true);
 }
 
+/* A guest that switches paging on by itself enters long mode, which changes EFER. Where no exit saves that, the switch
+ * has to be an exit, or the next entry is refused: SDM volume 3, 26.6.6 and 28.3.1. */
+static uint64_t cr0_mask(const struct rift_hvf_x86 *x86) {
+    return CR0_NE | (x86->exit_controls & EXIT_SAVE_EFER ? 0 : CR0_PG);
+}
+
 /* A state that the ISA's registers complete: no segment but CS, SS and TR is usable, nothing is pending. */
 static int setup_state(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     static const struct {
@@ -149,7 +156,6 @@ static int setup_state(struct rift_hvf_cpu *cpu, struct rift_error *error) {
         {VMCS_GUEST_DEBUG_EXC, 0},
         {VMCS_CTRL_VMENTRY_IRQ_INFO, 0},
         {VMCS_CTRL_TPR_THRESHOLD, 0},
-        {VMCS_CTRL_CR0_MASK, CR0_NE},
         {VMCS_CTRL_CR4_MASK, CR4_VMXE},
         {VMCS_GUEST_DR7, 0x400},
     };
@@ -168,7 +174,8 @@ static int setup_state(struct rift_hvf_cpu *cpu, struct rift_error *error) {
             rift_hvf_x86_vmwrite(cpu, VMCS_GUEST_ES_AR + 2 * segment, attributes, error))
             return -1;
     }
-    if (rift_hvf_x86_write_cr0(cpu, CR0_PE | CR0_ET, error) || rift_hvf_x86_write_cr4(cpu, 0, error) ||
+    if (rift_hvf_x86_vmwrite(cpu, VMCS_CTRL_CR0_MASK, cr0_mask(x86_of(cpu)), error) ||
+        rift_hvf_x86_write_cr0(cpu, CR0_PE | CR0_ET, error) || rift_hvf_x86_write_cr4(cpu, 0, error) ||
         rift_hvf_x86_write_efer(cpu, 0, error))
         return -1;
     for (uint32_t number = HV_RIP; number <= HV_R15; ++number)

@@ -30,7 +30,7 @@ struct x86_part {
 struct rift_hvf_x86 {
     uint32_t cpu_based;      /* what CTRL_CPU_BASED has without debugging and windows */
     uint32_t cpu_may;        /* bits of it that may be 1 */
-    uint32_t cpu_based2;
+    uint32_t cpu_based2, exit_controls;
     uint32_t entry_controls; /* what CTRL_VMENTRY_CONTROLS has, but for IA32E */
     uint32_t entry_may;
     uint64_t cr8, pat, apic_base;  /* registers that the framework does not keep */
@@ -115,7 +115,12 @@ uint32_t rift_hvf_x86_host_avx_offset(void);
 int rift_hvf_x86_enter(struct rift_hvf_cpu *cpu, struct rift_error *error);
 int rift_hvf_x86_decode(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct rift_error *error);
 int rift_hvf_x86_complete(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_exit *exit, struct rift_error *error);
-/* RIP to behind the instruction that exited. */
+/* What the CPU does at the end of an instruction (`whole`), or of one repetition of it, that is carried out here: the
+ * shadow of STI and MOV SS ends (an entry in the shadow of an instruction that is over takes interrupts too late, or is
+ * refused), so does the resume flag, which an EPT violation leaves set (it would hide a breakpoint at the next
+ * instruction), and the guest's own trap flag gives #DB. SDM volume 3, 25.4.2, 28.3.3, 18.3.1.4. */
+int rift_hvf_x86_instruction_over(struct rift_hvf_cpu *cpu, int whole, struct rift_error *error);
+/* RIP to behind the instruction that exited, which is over. */
 int rift_hvf_x86_advance(struct rift_hvf_cpu *cpu, uint32_t length, struct rift_error *error);
 /* An exception of the guest at the instruction that exited. Returns RIFT_HVF_REENTER. */
 int rift_hvf_x86_raise(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code, uint32_t code);

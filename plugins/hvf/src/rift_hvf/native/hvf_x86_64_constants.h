@@ -92,6 +92,7 @@ enum {
 };
 #define CPU_SECONDARY (1u << 31)
 enum { CPU2_EPT = 1 << 1, CPU2_RDTSCP = 1 << 3, CPU2_VPID = 1 << 5, CPU2_UNRESTRICTED = 1 << 7, CPU2_INVPCID = 1 << 12 };
+enum { EXIT_SAVE_EFER = 1 << 20 };
 enum { ENTRY_IA32E = 1 << 9, ENTRY_LOAD_PAT = 1 << 14, ENTRY_LOAD_EFER = 1 << 15 };
 
 #define CR0_PE (UINT64_C(1) << 0)
@@ -117,9 +118,10 @@ enum { ENTRY_IA32E = 1 << 9, ENTRY_LOAD_PAT = 1 << 14, ENTRY_LOAD_EFER = 1 << 15
 #define RFLAGS_IF (UINT64_C(1) << 9)
 #define RFLAGS_RF (UINT64_C(1) << 16)
 #define RFLAGS_AC (UINT64_C(1) << 18)
+#define DR6_STEP (UINT64_C(1) << 14)
 #define RFLAGS_ARITHMETIC UINT64_C(0x8d5) /* OF SF ZF AF PF CF */
 
-enum { VECTOR_DB = 1, VECTOR_BP = 3, VECTOR_OF = 4, VECTOR_UD = 6, VECTOR_GP = 13, VECTOR_PF = 14 };
+enum { VECTOR_DB = 1, VECTOR_BP = 3, VECTOR_OF = 4, VECTOR_UD = 6, VECTOR_GP = 13, VECTOR_PF = 14, VECTOR_CP = 21 };
 
 /* The interruption-information word: SDM volume 3, 25.8.3. */
 #define EVENT_VALID (1u << 31)

@@ -7,7 +7,7 @@
 #include <errno.h>
 
 enum { DR7_INDEX = 4, DR7_RESERVED = 0x400 };
-#define DR6_STEP (UINT64_C(1) << 14)
+#define PENDING_ENABLED (UINT64_C(1) << 12)
 #define DR6_RESERVED UINT64_C(0xFFFF0FF0)
 
 static int read_real(const struct rift_hvf_cpu *cpu, uint32_t which, uint64_t *value, struct rift_error *error) {
@@ -74,6 +74,26 @@ static int add_point(const struct rift_hvf_debug_point *point, uint32_t at, uint
     return 0;
 }
 
+/* A point that the guest has just come to, with a step or another exit in between, waits as a pending exception; of one
+ * that is there no more the guest would get it. Pending: B0 to B3, and bit 12 (enabled); SDM volume 3, table 25-4. */
+static int forget_hits(struct rift_hvf_cpu *cpu, const uint64_t addresses[4], uint64_t control, struct rift_error *error) {
+    const struct rift_hvf_x86 *x86 = x86_of(cpu);
+    uint64_t pending, kept;
+    if (!x86->debug_active)
+        return 0;
+    if (rift_hvf_x86_vmread(cpu, VMCS_GUEST_DEBUG_EXC, &pending, error))
+        return -1;
+    kept = pending;
+    for (uint32_t at = 0; at < 4; ++at) {
+        const uint64_t bits = UINT64_C(3) << 2 * at | UINT64_C(15) << (16 + 4 * at);
+        if (((x86->debug_control ^ control) & bits) || x86->debug_address[at] != addresses[at])
+            kept &= ~(UINT64_C(1) << at);
+    }
+    if (!(kept & 15))
+        kept &= ~PENDING_ENABLED;
+    return kept == pending ? 0 : rift_hvf_x86_vmwrite(cpu, VMCS_GUEST_DEBUG_EXC, kept, error);
+}
+
 int rift_hvf_x86_set_debug(struct rift_hvf_cpu *cpu, const struct rift_hvf_debug *debug, struct rift_error *error) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
     uint64_t addresses[4] = {0}, control = DR7_RESERVED;
@@ -86,6 +106,8 @@ int rift_hvf_x86_set_debug(struct rift_hvf_cpu *cpu, const struct rift_hvf_debug
         if (refused)
             return rift_hvf_fail(error, refused, "set_debug");
     }
+    if (forget_hits(cpu, addresses, control, error))
+        return -1;
     x86->debug_step = debug->single_step;
     x86->debug_software = debug->software || debug->single_step || debug->count;
     x86->debug_count = debug->count;

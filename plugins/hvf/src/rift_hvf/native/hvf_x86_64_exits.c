@@ -17,16 +17,9 @@ int rift_hvf_x86_privilege(const struct rift_hvf_cpu *cpu, uint32_t *level, stru
     return 0;
 }
 
-int rift_hvf_x86_advance(struct rift_hvf_cpu *cpu, uint32_t length, struct rift_error *error) {
-    const struct rift_hvf_x86 *x86 = x86_of(cpu);
-    cpu->stepped = x86->debug_step;
-    cpu->step_address = x86->rip + length;
-    return rift_hvf_x86_set(cpu, HV_RIP, x86->rip + length, error);
-}
-
 /* Whether the exception pushes an error code: SDM volume 3, table 6-1. */
 static int pushes_code(uint32_t vector) {
-    return (1u << vector & (1u << 8 | 0x1Fu << 10 | 1u << 17 | 1u << 21)) != 0;
+    return (1u << vector & (1u << 8 | 0x1Fu << 10 | 1u << 17)) != 0;
 }
 
 /* As a hardware exception, #BP and #OF included: RIP is pushed as it is. */
@@ -39,16 +32,44 @@ static void queue_exception(struct rift_hvf_x86 *x86, uint32_t vector, int has_c
     }
 }
 
+int rift_hvf_x86_instruction_over(struct rift_hvf_cpu *cpu, int whole, struct rift_error *error) {
+    struct rift_hvf_x86 *x86 = x86_of(cpu);
+    uint64_t rflags, interruptibility, dr6;
+    if (rift_hvf_x86_get(cpu, HV_RFLAGS, &rflags, error) ||
+        rift_hvf_x86_vmread(cpu, VMCS_GUEST_INTERRUPTIBILITY, &interruptibility, error))
+        return -1;
+    if ((interruptibility & BLOCKED_BY_STI_OR_MOV_SS) &&
+        rift_hvf_x86_vmwrite(cpu, VMCS_GUEST_INTERRUPTIBILITY,
+                             interruptibility & ~(uint64_t)BLOCKED_BY_STI_OR_MOV_SS, error))
+        return -1;
+    if (whole && (rflags & RFLAGS_RF) && rift_hvf_x86_set(cpu, HV_RFLAGS, rflags & ~RFLAGS_RF, error))
+        return -1;
+    if (!(rflags & RFLAGS_TF))
+        return 0;
+    queue_exception(x86, VECTOR_DB, 0, 0);
+    return rift_hvf_x86_get(cpu, HV_DR6, &dr6, error) || rift_hvf_x86_set(cpu, HV_DR6, dr6 | DR6_STEP, error) ? -1 : 0;
+}
+
+int rift_hvf_x86_advance(struct rift_hvf_cpu *cpu, uint32_t length, struct rift_error *error) {
+    const struct rift_hvf_x86 *x86 = x86_of(cpu);
+    cpu->stepped = x86->debug_step;
+    cpu->step_address = x86->rip + length;
+    if (rift_hvf_x86_instruction_over(cpu, 1, error))
+        return -1;
+    return rift_hvf_x86_set(cpu, HV_RIP, x86->rip + length, error);
+}
+
 int rift_hvf_x86_raise(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code, uint32_t code) {
     queue_exception(x86_of(cpu), vector, has_code, code);
     return RIFT_HVF_REENTER;
 }
 
-/* As the answer to an open access the exception belongs to its instruction, which has changed nothing yet. */
+/* As the answer to an open access the exception belongs to its instruction, which has changed nothing yet. No CPU of a
+ * Mac has #CP: it would refuse the error code, and with it the entry. SDM volume 3, 27.2.1.3. */
 int rift_hvf_x86_inject(struct rift_hvf_cpu *cpu, uint32_t vector, int has_code, uint32_t code,
                         struct rift_error *error) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
-    if (vector >= 32)
+    if (vector >= 32 || vector == VECTOR_CP)
         return rift_hvf_fail(error, EINVAL, "VMCS_CTRL_VMENTRY_IRQ_INFO");
     queue_exception(x86, vector, has_code, code);
     x86->open = OPEN_NOTHING;
@@ -114,20 +135,10 @@ int rift_hvf_x86_requeue(struct rift_hvf_cpu *cpu, int *delivering, struct rift_
     return 0;
 }
 
-/* HLT in the shadow of STI: the shadow ends with it, or the next entry would be refused. */
 static int decode_halt(struct rift_hvf_cpu *cpu, struct rift_exit *exit, struct rift_error *error) {
-    struct rift_hvf_x86 *x86 = x86_of(cpu);
-    uint64_t interruptibility;
-    if (rift_hvf_x86_advance(cpu, x86->length, error) ||
-        rift_hvf_x86_vmread(cpu, VMCS_GUEST_INTERRUPTIBILITY, &interruptibility, error))
-        return -1;
-    if ((interruptibility & BLOCKED_BY_STI_OR_MOV_SS) &&
-        rift_hvf_x86_vmwrite(cpu, VMCS_GUEST_INTERRUPTIBILITY,
-                             interruptibility & ~(uint64_t)BLOCKED_BY_STI_OR_MOV_SS, error))
-        return -1;
     exit->kind = RIFT_EXIT_HALT;
-    exit->address = x86->rip;
-    return RIFT_HVF_DISPATCH;
+    exit->address = x86_of(cpu)->rip;
+    return rift_hvf_x86_advance(cpu, x86_of(cpu)->length, error) ? -1 : RIFT_HVF_DISPATCH;
 }
 
 /* Number in RAX, arguments in RDI, RSI, RDX, R10, R8, R9, the result in RAX, as in user calls. User mode has no

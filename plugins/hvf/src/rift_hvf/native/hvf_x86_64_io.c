@@ -52,7 +52,7 @@ int rift_hvf_x86_string_step(struct rift_hvf_cpu *cpu, const struct x86_instruct
         if (rift_hvf_x86_set(cpu, HV_RCX, count, error))
             return -1;
         if (count)
-            return 0; /* the same instruction again */
+            return rift_hvf_x86_instruction_over(cpu, 0, error); /* the same instruction again */
     }
     return rift_hvf_x86_advance(cpu, instruction->length, error);
 }

@@ -106,15 +106,18 @@ int rift_hvf_x86_exit_xsetbv(struct rift_hvf_cpu *cpu, struct rift_error *error)
 
 /* -- MOV CR ---------------------------------------------------------------------------------------------- */
 
-/* Exits only where a bit that its mask covers would change: here NE. */
+/* Exits only where a bit that its mask covers would change: NE, and PG where the CPU does not save EFER. */
 static int guest_writes_cr0(struct rift_hvf_cpu *cpu, uint64_t value, struct rift_error *error) {
-    uint64_t old, cs, efer;
-    if (rift_hvf_x86_vmread(cpu, VMCS_GUEST_CR0, &old, error) || rift_hvf_x86_vmread(cpu, VMCS_GUEST_CS_AR, &cs, error) ||
+    uint64_t old, cs, efer, cr4;
+    if (rift_hvf_x86_vmread(cpu, VMCS_GUEST_CR0, &old, error) || rift_hvf_x86_vmread(cpu, VMCS_GUEST_CR4, &cr4, error) ||
+        rift_hvf_x86_vmread(cpu, VMCS_GUEST_CS_AR, &cs, error) ||
         rift_hvf_x86_vmread(cpu, VMCS_GUEST_IA32_EFER, &efer, error))
         return -1;
-    const int leaves_paging = (old & CR0_PG) && !(value & CR0_PG);
+    const int leaves_paging = (old & CR0_PG) && !(value & CR0_PG), enters_paging = !(old & CR0_PG) && (value & CR0_PG);
+    const int in_64_bits = (cs & 1u << 13) != 0;
     if ((value & ~CR0_KNOWN) || ((value & CR0_PG) && !(value & CR0_PE)) || ((value & CR0_NW) && !(value & CR0_CD)) ||
-        (leaves_paging && (efer & EFER_LMA) && (cs & 1u << 13)))
+        (leaves_paging && (((efer & EFER_LMA) && in_64_bits) || (cr4 & CR4_PCIDE))) ||
+        (enters_paging && (efer & EFER_LME) && (!(cr4 & CR4_PAE) || in_64_bits)))
         return rift_hvf_x86_raise(cpu, VECTOR_GP, 1, 0);
     if (rift_hvf_x86_write_cr0(cpu, value, error))
         return -1;
