@@ -18,6 +18,7 @@ from rift_core.testing.tools import require_tool, session, skip_here
 sys.path.insert(0, str(Path(__file__).parent))  # for stand_in_build: importlib mode does not do it
 
 import stand_in_build
+from vmx_script import Script
 
 import rift_hvf
 
@@ -143,6 +144,26 @@ def old_stand_in(request: pytest.FixtureRequest, stand_in_folder: Path, monkeypa
     path = stand_in_build.build(stand_in_folder, f"old-{request.param}", sources, flags)
     monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(path))
     return StandIn(path, request.param)
+
+
+@pytest.fixture(scope="session")
+def scripted(stand_in_folder: Path) -> Path:
+    """The framework of an Intel Mac whose exits a test writes down."""
+    if platform.machine() != "x86_64":
+        skip_here("CPUID, which the answers are made from, is an instruction of x86-64")
+    return stand_in_build.build(stand_in_folder, "scripted", ("stand_in.c", "scripted.c"))
+
+
+@pytest.fixture
+def script(scripted: Path) -> Iterator[Script]:
+    """A machine over it."""
+    made = Script(
+        scripted,
+        frozenset({"user_msr_exit", "inject_exception", "inject_interrupt", "debug_single_step", "debug_sw_breakpoint",
+                   "debug_hw_breakpoint", "debug_watchpoint"}),
+    )  # fmt: skip
+    yield made
+    made.vm.close()
 
 
 KEPT = {"x86_64": ["hv_vcpu_invalidate_tlb"], "aarch64": ["sys_icache_invalidate"]}
