@@ -14,7 +14,7 @@ SOURCES = Path(__file__).parent / "stand_in"
 X86_64 = ("stand_in.c", "x86_64.c", "x86_64_state.c", "x86_64_entry.c", "x86_64_exits.c")
 ARM64 = ("stand_in.c", "arm64.c", "arm64_state.c", "arm64_run.c", "arm64_timer.c")
 OTHER_X86_64 = tuple(
-    f"other_x86_64{part}.c" for part in ("", "_state", "_engine", "_entry", "_events", "_instructions")
+    f"other_x86_64{part}.c" for part in ("", "_run", "_state", "_engine", "_entry", "_events", "_instructions")
 )
 OTHER_ARM64 = ("other_arm64.c",)
 FLAGS = (

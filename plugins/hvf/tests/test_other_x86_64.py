@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -172,6 +173,26 @@ def test_hit_of_a_watchpoint_that_is_gone(one: life.Life) -> None:
         assert (exit.kind, one.register("rip")) == (ExitKind.HALT, guest.CODE + len(store) + 2)
 
 
+@pytest.mark.parametrize("how", ["parked", "another on its thread"])
+def test_breakpoints_outlive_the_hypervisors_vcpu(one: life.Life, how: str) -> None:
+    """It is made anew when a parked one is adopted, or when two take turns on a thread; the guest's own DR0 stays."""
+    one.put(NOP * 4, dr0=0x1234)
+    one.vcpu.set_debug(breakpoints=(guest.CODE + 2,))
+    if how == "parked":
+        one.vcpu.park()
+        one.vcpu.adopt()
+    else:
+        one.vm.create_vcpu(1).read_registers(("rip",))
+    exit = one.run()
+    assert (exit.kind, exit.info[0], one.register("rip")) == (ExitKind.DEBUG, 3, guest.CODE + 2)
+    assert (one.register("dr0"), one.register("dr7")) == (0x1234, 0x400)
+    one.vcpu.set_debug()
+    one.vcpu.park()
+    one.vcpu.adopt()
+    assert one.run().kind is ExitKind.HALT
+    assert (one.register("dr0"), one.register("dr7")) == (0x1234, 0x400)
+
+
 def test_guest_enters_long_mode_by_itself(one: life.Life) -> None:
     """From protected mode without paging: no exit need tell, and the next entry must still be allowed."""
     far = guest.CODE + 0x80
@@ -300,3 +321,30 @@ def test_capabilities_that_follow_from_features(other_x86_64: Path) -> None:
     found = probe(rift_hvf.HvfConfig(framework=str(other_x86_64)))
     assert {"syscall", "vector_supervisor", "tsc_offset"} <= found.capabilities
     assert {"breakpoint_vector", "breakpoint_vector_user", "step_vector", "step_vector_user"} <= found.capabilities
+
+
+def test_state_of_the_host_in_the_shadow_of_sti(one: life.Life) -> None:
+    """Who goes on elsewhere, or with interrupts off, is let in: the shadow is that of the instruction behind STI."""
+    for registers in ({"rip": guest.CODE + 3}, {"rflags": 2}, {"rflags": 2 | 1 << 9 | guest.TRAP_FLAG}):
+        one.put(STI + NOP + NOP + NOP)
+        one.vcpu.set_debug(single_step=True)
+        assert one.run().kind is ExitKind.DEBUG
+        assert one.register("rip") == guest.CODE + 1
+        one.vcpu.set_debug()
+        one.vcpu.write_registers({**registers})
+        exit = one.run()
+        assert exit.kind is ExitKind.HALT, registers
+        assert (one.register("rip") < guest.CODE) == bool(registers.get("rflags", 0) & guest.TRAP_FLAG)
+
+
+def test_a_handler_that_cannot_be_fetched_is_left_by_a_kick(one: life.Life) -> None:
+    """Page fault after page fault on the same stack, and never an instruction."""
+    one.guest.gates(one.memory, 3 << 30, 0x8E01)  # where nothing is mapped; interrupt stack 1
+    struct.pack_into("<Q", one.memory, guest.TSS + 36, guest.STACK)
+    one.put(UD2)
+    thread = threading.Timer(0.05, one.vcpu.kick)
+    thread.start()
+    assert one.vcpu.run().kind is ExitKind.INTERRUPTED
+    thread.join()
+    one.guest.fill(one.memory)
+    assert one.sum() == life.TOTAL

@@ -107,6 +107,7 @@ struct vcpu {
     uint64_t address;      /* C_MEMORY: guest-physical */
     unsigned length;       /* of the instruction that was begun last */
     unsigned executed, left;
+    uint64_t code_linear, code_gpa; /* the page of the instruction that was looked at last */
     uint64_t begun;        /* where the last of them is; what cannot be fetched has not begun */
     bool pass;             /* the instruction is the engine's, though it is on the list */
     unsigned shadow, next_shadow; /* 1 STI, 2 MOV SS */
@@ -140,6 +141,11 @@ unsigned memory_flags(uint64_t gpa); /* 0: there is none */
 /* Lets the engine have what is around `gpa`. False: there is nothing, or it has it. */
 bool memory_populate(struct vcpu *cpu, uint64_t gpa);
 void memory_renew(struct vcpu *cpu);
+
+struct vcpu *vcpu_of_thread(uint32_t number); /* NULL: there is none, or it is another thread's */
+
+/* -- other_x86_64_run.c; `first_touch`: exits that the kernel deals with otherwise are shown */
+hv_return_t vcpu_run(struct vcpu *cpu, bool first_touch);
 
 /* -- other_x86_64_state.c */
 hv_return_t vcpu_reset(struct vcpu *cpu);

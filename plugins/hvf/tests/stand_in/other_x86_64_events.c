@@ -67,12 +67,19 @@ int walk(struct vcpu *cpu, uint64_t linear, unsigned access, uint64_t *gpa, uint
     }
 }
 
+/* Tables that have changed do not count before translations are forgotten: the page of the code before still does. */
 const uint8_t *look(struct vcpu *cpu, uint64_t linear) {
     uint64_t gpa;
     uint32_t code;
     if (!(cpu->efer & LMA))
         linear += SEGMENT(cpu, F_BASE, CS); /* elsewhere it is 0 */
-    return walk(cpu, linear, WHOEVER, &gpa, &code) ? NULL : memory_at(gpa, 1);
+    if (walk(cpu, linear, WHOEVER, &gpa, &code) == 0) {
+        cpu->code_linear = linear & ~UINT64_C(4095);
+        cpu->code_gpa = gpa & ~UINT64_C(4095);
+    } else if (linear - cpu->code_linear >= 4096) {
+        return NULL;
+    }
+    return memory_at(cpu->code_gpa + (linear & 4095), 1);
 }
 
 enum outcome ept_violation(struct vcpu *cpu, uint64_t gpa, unsigned access, bool translated) {

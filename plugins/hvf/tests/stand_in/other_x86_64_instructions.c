@@ -45,7 +45,7 @@ static bool decode(struct vcpu *cpu, uint64_t rip, struct instruction *found) {
     if (found->opcode == 0x0F)
         found->opcode = 0x0F00 | code[at++];
     found->modrm = found->immediate = code[at];
-    const bool two = found->opcode >> 8, more = two ? found->opcode == 0x0F01 || (found->opcode & 0xFC) == 0x20
+    const bool two = found->opcode >> 8, more = two ? found->opcode <= 0x0F01 || (found->opcode & 0xFC) == 0x20
                                                     : found->opcode == 0xCD || (found->opcode & 0xFC) == 0xE4;
     found->length = at + more;
     return true;
@@ -94,6 +94,8 @@ bool instruction_concerns(struct vcpu *cpu, uint64_t rip) {
     case 0x0F20: case 0x0F21: case 0x0F22: case 0x0F23: /* MOV CR, MOV DR */
     case 0x0F30: case 0x0F32: /* WRMSR, RDMSR */
         return at_ring_0(cpu, rip);
+    case 0x0F00: /* LTR of a register */
+        return (found.modrm & 0xF8) == 0xD8 && at_ring_0(cpu, rip);
     case 0x0F01:
         return group_concerns(cpu, rip, found.modrm);
     default:
@@ -355,6 +357,8 @@ enum outcome instruction_carry_out(struct vcpu *cpu) {
         return interrupts(cpu, &found);
     case 0xF4:
         return controls & CPU_HLT ? exits(cpu, R_HLT, 0) : passes(cpu);
+    case 0x0F00: /* the engine takes a null selector */
+        return *operand(cpu, &found) & 0xFFFC ? passes(cpu) : faults(cpu, GP);
     case 0x0F01:
         return group(cpu, &found);
     case 0x0F05: case 0x0F34:

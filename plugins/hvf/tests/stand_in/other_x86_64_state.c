@@ -5,8 +5,6 @@
 
 #define API __attribute__((visibility("default")))
 
-struct vcpu *vcpu_of_thread(uint32_t number);
-
 /* -- capabilities: must be 1, may be 1. An older CPU than the first stand-in's: those controls that the manual calls
  * default1 must be set, with them CR3-load and CR3-store exiting. */
 static const struct {

@@ -202,7 +202,7 @@ static int vcpu_create(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     x86->window = 0;
     x86->event = 0;
     x86->open = OPEN_NOTHING;
-    if (setup_controls(cpu, error) || setup_state(cpu, error)) {
+    if (setup_controls(cpu, error) || setup_state(cpu, error) || rift_hvf_x86_apply_debug(cpu, error)) {
         cpu->framework->x86.vcpu_destroy(id);
         return -1;
     }

@@ -209,6 +209,8 @@ int rift_hvf_x86_save(struct rift_hvf_cpu *cpu, void *buffer, size_t *bytes, str
 int rift_hvf_x86_restore(struct rift_hvf_cpu *cpu, const void *buffer, size_t bytes, struct rift_error *error);
 
 int rift_hvf_x86_set_debug(struct rift_hvf_cpu *cpu, const struct rift_hvf_debug *debug, struct rift_error *error);
+/* Puts the host's points into the CPU, or the guest's own values back; also into one that was made anew. */
+int rift_hvf_x86_apply_debug(struct rift_hvf_cpu *cpu, struct rift_error *error);
 /* DR0 to DR3 and DR7 (`which` 4) as the guest sees them. */
 int rift_hvf_x86_read_debug(const struct rift_hvf_cpu *cpu, uint32_t which, uint64_t *value, struct rift_error *error);
 int rift_hvf_x86_write_debug(struct rift_hvf_cpu *cpu, uint32_t which, uint64_t value, struct rift_error *error);

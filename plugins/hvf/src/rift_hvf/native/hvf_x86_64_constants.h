@@ -118,6 +118,7 @@ enum { ENTRY_IA32E = 1 << 9, ENTRY_LOAD_PAT = 1 << 14, ENTRY_LOAD_EFER = 1 << 15
 #define RFLAGS_IF (UINT64_C(1) << 9)
 #define RFLAGS_RF (UINT64_C(1) << 16)
 #define RFLAGS_AC (UINT64_C(1) << 18)
+#define BLOCKED_BY_STI_OR_MOV_SS UINT64_C(3) /* of the interruptibility: SDM volume 3, table 25-3 */
 #define DR6_STEP (UINT64_C(1) << 14)
 #define RFLAGS_ARITHMETIC UINT64_C(0x8d5) /* OF SF ZF AF PF CF */
 

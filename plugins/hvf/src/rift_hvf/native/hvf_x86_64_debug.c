@@ -36,8 +36,7 @@ int rift_hvf_x86_write_debug(struct rift_hvf_cpu *cpu, uint32_t which, uint64_t 
     return 0;
 }
 
-/* Puts the host's points into the CPU, or the guest's own values back. */
-static int apply(struct rift_hvf_cpu *cpu, struct rift_error *error) {
+int rift_hvf_x86_apply_debug(struct rift_hvf_cpu *cpu, struct rift_error *error) {
     struct rift_hvf_x86 *x86 = x86_of(cpu);
     if (x86->debug_count && !x86->debug_active) {
         for (uint32_t which = 0; which <= DR7_INDEX; ++which)
@@ -114,7 +113,7 @@ int rift_hvf_x86_set_debug(struct rift_hvf_cpu *cpu, const struct rift_hvf_debug
     x86->debug_control = control;
     for (uint32_t at = 0; at < 4; ++at)
         x86->debug_address[at] = addresses[at];
-    return apply(cpu, error) ? -1 : rift_hvf_x86_apply_controls(cpu, error);
+    return rift_hvf_x86_apply_debug(cpu, error) ? -1 : rift_hvf_x86_apply_controls(cpu, error);
 }
 
 /* The guest's own exception, delivered as if it had not been intercepted. */

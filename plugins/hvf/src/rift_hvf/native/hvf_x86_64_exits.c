@@ -7,7 +7,6 @@
 #include <errno.h>
 
 enum { FIRST_INTERRUPT = 32 }; /* the vectors below are the CPU's own exceptions */
-enum { BLOCKED_BY_STI_OR_MOV_SS = 3 }; /* interruptibility: SDM volume 3, table 25-3 */
 
 int rift_hvf_x86_privilege(const struct rift_hvf_cpu *cpu, uint32_t *level, struct rift_error *error) {
     uint64_t attributes;
@@ -40,7 +39,7 @@ int rift_hvf_x86_instruction_over(struct rift_hvf_cpu *cpu, int whole, struct ri
         return -1;
     if ((interruptibility & BLOCKED_BY_STI_OR_MOV_SS) &&
         rift_hvf_x86_vmwrite(cpu, VMCS_GUEST_INTERRUPTIBILITY,
-                             interruptibility & ~(uint64_t)BLOCKED_BY_STI_OR_MOV_SS, error))
+                             interruptibility & ~BLOCKED_BY_STI_OR_MOV_SS, error))
         return -1;
     if (whole && (rflags & RFLAGS_RF) && rift_hvf_x86_set(cpu, HV_RFLAGS, rflags & ~RFLAGS_RF, error))
         return -1;

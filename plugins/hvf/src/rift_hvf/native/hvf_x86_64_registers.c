@@ -109,10 +109,29 @@ static int read_one(struct rift_hvf_cpu *cpu, const struct rift_hvf_register *ro
     }
 }
 
+/* The shadow of STI or MOV SS belongs to the instruction at RIP. Elsewhere it would hold interrupts off for nothing, and
+ * with IF clear, or another TF, the entry would be refused: SDM volume 3, 27.3.1.5. Where to, or which flags, the host
+ * has decided. */
+static int leave_shadow(struct rift_hvf_cpu *cpu, uint32_t number, uint64_t value, struct rift_error *error) {
+    uint64_t old, interruptibility, pending;
+    if (rift_hvf_x86_get(cpu, number, &old, error) ||
+        rift_hvf_x86_vmread(cpu, VMCS_GUEST_INTERRUPTIBILITY, &interruptibility, error))
+        return -1;
+    const uint64_t changed = number == HV_RIP ? old ^ value : (old ^ value) & (RFLAGS_IF | RFLAGS_TF);
+    if (!(interruptibility & BLOCKED_BY_STI_OR_MOV_SS) || !changed)
+        return 0;
+    if (rift_hvf_x86_vmwrite(cpu, VMCS_GUEST_INTERRUPTIBILITY, interruptibility & ~BLOCKED_BY_STI_OR_MOV_SS, error) ||
+        rift_hvf_x86_vmread(cpu, VMCS_GUEST_DEBUG_EXC, &pending, error))
+        return -1;
+    return rift_hvf_x86_vmwrite(cpu, VMCS_GUEST_DEBUG_EXC, pending & ~DR6_STEP, error);
+}
+
 static int write_one(struct rift_hvf_cpu *cpu, const struct rift_hvf_register *row, uint64_t value,
                      struct rift_error *error) {
     switch (row->group) {
     case GROUP_REGISTER:
+        if ((row->place == HV_RIP || row->place == HV_RFLAGS) && leave_shadow(cpu, row->place, value, error))
+            return -1;
         return rift_hvf_x86_set(cpu, row->place, value, error);
     case GROUP_ATTRIBUTES:
         return rift_hvf_x86_vmwrite(cpu, row->place, value & 0x80 ? value : SEGMENT_UNUSABLE, error); /* P, bit 7 */
