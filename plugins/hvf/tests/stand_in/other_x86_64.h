@@ -6,7 +6,8 @@
  * (other_x86_64_instructions.c); exceptions are delivered here (other_x86_64_events.c).
  *
  * Not here: exceptions outside of long mode, NMIs, the local APIC, task switches, SMM. AVX state is kept, but the engine
- * does not execute AVX. */
+ * does not execute AVX. A hostile guest can bring the engine into states that no CPU has, as IRET in long mode to virtual
+ * 8086 mode, or a null TR: the next entry is refused then. */
 #ifndef OTHER_X86_64_H
 #define OTHER_X86_64_H
 

@@ -243,6 +243,7 @@ void engine_unload(struct vcpu *cpu) {
         SEGMENT(cpu, F_LIMIT, segment) = get32(cpu, place + LIMIT);
         SEGMENT(cpu, F_RIGHTS, segment) = (flags >> 8 & 0xF0FF) | (flags & 0x8000 ? 0 : UNUSABLE);
     }
+    SEGMENT(cpu, F_RIGHTS, TR) |= 2; /* busy, which the engine's LTR writes to memory alone */
     SEGMENT(cpu, F_RIGHTS, SS) = (SEGMENT(cpu, F_RIGHTS, SS) & ~UINT64_C(0x60)) | (get32(cpu, places.hidden) & CPL) << 5;
     for (int table = 0; table < 2; table++) {
         const size_t place = places.segments + SEGMENT_BYTES * (size_t)(TABLES + table);

@@ -8,7 +8,7 @@ struct instruction {
     unsigned length; /* if it is on the list: the engine does not know that of those that it does not have */
     unsigned size; /* of the operand */
     unsigned rex, segment; /* segment: enum segment of a prefix, or DS */
-    bool repeated, address32, has_f3;
+    bool repeated, address32;
 };
 
 static bool fetch(struct vcpu *cpu, uint64_t rip, uint8_t code[15]) {
@@ -37,10 +37,11 @@ static bool decode(struct vcpu *cpu, uint64_t rip, struct instruction *found) {
         found->size = code[at] == 0x66 ? 2 : found->size;
         found->address32 |= code[at] == 0x67;
         found->repeated |= code[at] == 0xF2 || code[at] == 0xF3;
-        found->has_f3 |= code[at] == 0xF3;
+        if (prefix)
+            found->rex = 0; /* it counts right before the opcode only */
+        else if (long_code(cpu) && (code[at] & 0xF0) == 0x40)
+            prefix = true, found->rex = code[at];
     }
-    if (long_code(cpu) && (code[at] & 0xF0) == 0x40)
-        found->rex = code[at++];
     found->opcode = code[at++];
     if (found->opcode == 0x0F)
         found->opcode = 0x0F00 | code[at++];
@@ -51,21 +52,20 @@ static bool decode(struct vcpu *cpu, uint64_t rip, struct instruction *found) {
     return true;
 }
 
-static bool at_ring_0(const struct vcpu *cpu, uint64_t rip) {
+static bool at_ring_0(const struct vcpu *cpu) {
     uint64_t cs = 0;
-    (void)rip;
     uc_reg_read(cpu->uc, UC_X86_REG_CS, &cs); /* whose RPL is the level, in protected mode */
     return !(cs & 3);
 }
 
 /* Those of group 0F 01. */
-static bool group_concerns(struct vcpu *cpu, uint64_t rip, unsigned modrm) {
+static bool group_concerns(struct vcpu *cpu, unsigned modrm) {
     if (modrm >= 0xC1 && modrm <= 0xC4)
         return true; /* VMCALL, VMLAUNCH, VMRESUME, VMXOFF */
     if (modrm == 0xC8 || modrm == 0xC9 || modrm == 0xF8) /* MONITOR, MWAIT, SWAPGS */
-        return at_ring_0(cpu, rip);
+        return at_ring_0(cpu);
     if (modrm == 0xD1)
-        return at_ring_0(cpu, rip) && FIELD(cpu, F_CR4) >> 18 & 1; /* XSETBV */
+        return at_ring_0(cpu) && FIELD(cpu, F_CR4) >> 18 & 1; /* XSETBV */
     return modrm == 0xF9 || (modrm & 0xF8) == 0xE0; /* RDTSCP; SMSW of a register */
 }
 
@@ -93,11 +93,11 @@ bool instruction_concerns(struct vcpu *cpu, uint64_t rip) {
     case 0xF4: case 0x0F06: case 0x0F08: case 0x0F09: /* HLT, CLTS, INVD, WBINVD */
     case 0x0F20: case 0x0F21: case 0x0F22: case 0x0F23: /* MOV CR, MOV DR */
     case 0x0F30: case 0x0F32: /* WRMSR, RDMSR */
-        return at_ring_0(cpu, rip);
+        return at_ring_0(cpu);
     case 0x0F00: /* LTR of a register */
-        return (found.modrm & 0xF8) == 0xD8 && at_ring_0(cpu, rip);
+        return (found.modrm & 0xF8) == 0xD8 && at_ring_0(cpu);
     case 0x0F01:
-        return group_concerns(cpu, rip, found.modrm);
+        return group_concerns(cpu, found.modrm);
     default:
         return false;
     }

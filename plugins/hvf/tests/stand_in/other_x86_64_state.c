@@ -221,6 +221,7 @@ API hv_return_t hv_vcpu_read_fpstate(uint32_t number, void *buffer, size_t size)
     for (int at = 0; at < 16; at++)
         uc_reg_read(cpu->uc, UC_X86_REG_XMM0 + at, area + XMM + 16 * at);
     uc_reg_read(cpu->uc, UC_X86_REG_MXCSR, &mxcsr);
+    mxcsr &= mask; /* the engine's LDMXCSR takes every bit */
     if (area[FCW] != (INITIAL_FCW & 0xFF) || area[FCW + 1] != INITIAL_FCW >> 8 || !all_zero(area + FSW, MXCSR - FSW)) {
         bv |= 1;
         memcpy(out, area, MXCSR);
