@@ -88,6 +88,13 @@ def other_x86_64(stand_in_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def poor_x86_64(stand_in_folder: Path) -> Path:
+    """The same, with a CPU that has no preemption timer and whose exits do not save EFER."""
+    flags = ("-DPOOR_CPU=1", *stand_in_build.unicorn_flags(require_package("unicorn")))
+    return stand_in_build.build(stand_in_folder, "poor-x86_64", stand_in_build.OTHER_X86_64, flags)
+
+
+@pytest.fixture(scope="session")
 def other_arm64(stand_in_folder: Path) -> Path:
     """The same of a Mac with Apple silicon."""
     flags = stand_in_build.unicorn_flags(require_package("unicorn"))

@@ -33,3 +33,9 @@ def test_examples_in_ring_0(x86_64: StandIn, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_examples_in_el1(aarch64: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     run_examples("aarch64", monkeypatch)
+
+
+@pytest.mark.slow
+def test_examples_over_another_framework(other_x86_64: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(other_x86_64))
+    run_examples("x86_64 and (hello-gcc or page_fault or threads)", monkeypatch)

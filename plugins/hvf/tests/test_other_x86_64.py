@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 
 import life
 import pytest
-import stand_in_build
-from conftest import require_package
-from test_examples import run_examples
 
 import rift_hvf
 from rift_core.backend import Watchpoint
@@ -77,18 +74,6 @@ class TestBehaviourOfAPoorCpu(X86_64Behaviour):
     @pytest.fixture
     def plugin(self, poor_x86_64: Path, monkeypatch: pytest.MonkeyPatch) -> object:
         return plugin_here(poor_x86_64, monkeypatch)
-
-
-@pytest.mark.slow
-def test_examples(other_x86_64: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RIFT_HVF_FRAMEWORK", str(other_x86_64))
-    run_examples("x86_64 and (hello-gcc or page_fault or threads)", monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def poor_x86_64(stand_in_folder: Path) -> Path:
-    flags = ("-DPOOR_CPU=1", *stand_in_build.unicorn_flags(require_package("unicorn")))
-    return stand_in_build.build(stand_in_folder, "poor-x86_64", stand_in_build.OTHER_X86_64, flags)
 
 
 @pytest.fixture(params=["usual", "poor"])
