@@ -10,6 +10,7 @@ from rift_core.exits import ExitKind
 from rift_core.testing.requirements import requires
 from rift_core.testing.x86_64_machine import (
     CODE,
+    DEVICE,
     FLAG_DF,
     FLAG_IF,
     FLAG_TF,
@@ -29,6 +30,7 @@ from rift_core.testing.x86_64_machine import (
 )
 
 INT_80 = b"\xcd\x80"
+OUT, IN, STORE, LOAD = b"\xee", b"\xec", b"\x89\x07", b"\x8b\x07"  # to and from port DX, and [RDI]
 SYSCALL, SYSRET, IRETQ = b"\x0f\x05", b"\x48\x0f\x07", b"\x48\xcf"
 
 
@@ -247,6 +249,49 @@ class DebugTests:
         assert frame.rflags & FLAG_TF
         assert machine.register("dr6") & 1 << 14
 
+    @requires("step_vector", ExitKind.PORT_IO)
+    def test_trap_flag_behind_out(self, machine: Machine) -> None:
+        self._trap_behind(machine, OUT)
+
+    @requires("step_vector", ExitKind.PORT_IO)
+    def test_trap_flag_behind_in(self, machine: Machine) -> None:
+        self._trap_behind(machine, IN)
+
+    @requires("step_vector")
+    def test_trap_flag_behind_a_store_to_a_device(self, machine: Machine) -> None:
+        self._trap_behind(machine, STORE)
+
+    @requires("step_vector")
+    def test_trap_flag_behind_a_load_from_a_device(self, machine: Machine) -> None:
+        self._trap_behind(machine, LOAD)
+
+    @staticmethod
+    def _trap_behind(machine: Machine, code: bytes) -> None:
+        """The trap comes behind the instruction whose access has been an exit: Intel SDM volume 3, 17.3.1.4."""
+        machine.start(code + b"\x90\x90\xf4", rflags=2 | FLAG_TF, rdx=0x5A0, rdi=DEVICE)
+        assert machine.go().kind in (ExitKind.PORT_IO, ExitKind.MMIO)
+        frame = machine.frame(machine.go(0))
+        assert (frame.vector, frame.rip) == (1, CODE + len(code))
+        assert machine.register("dr6") & 1 << 14
+
+    @requires("step_vector")
+    def test_trap_flag_behind_hlt(self, machine: Machine) -> None:
+        machine.start(b"\xf4\x90\xf4", rflags=2 | FLAG_TF)
+        machine.halt(machine.go(), CODE)
+        frame = machine.frame(machine.go())
+        assert (frame.vector, frame.rip) == (1, CODE + 1)
+
+    @requires("debug_hw_breakpoint", ExitKind.PORT_IO)
+    @pytest.mark.parametrize("code", [OUT, IN, STORE, LOAD], ids=["out", "in", "store", "load"])
+    def test_breakpoint_behind_a_device(self, machine: Machine, code: bytes) -> None:
+        machine.start(code + b"\x90\xf4", rdx=0x5A0, rdi=DEVICE)
+        machine.vcpu.set_debug(breakpoints=[CODE + len(code)])
+        assert machine.go().kind in (ExitKind.PORT_IO, ExitKind.MMIO)
+        exit = machine.go(0)
+        assert (exit.kind, exit.address, exit.info[0]) == (ExitKind.DEBUG, CODE + len(code), 3)
+        machine.vcpu.set_debug()
+        machine.halt(machine.go(), CODE + len(code) + 1)
+
     @requires("debug_single_step")
     def test_steps_through_a_fault_and_back(self, machine: Machine) -> None:
         machine.start(b"\x90\x90\xf4")
@@ -268,8 +313,6 @@ class DebugTests:
 
     @requires("debug_single_step")
     def test_step_over_a_device(self, machine: Machine) -> None:
-        from rift_core.testing.x86_64_machine import DEVICE
-
         machine.start(b"\x8b\x07\x90\xf4", rdi=DEVICE)  # mov eax, [rdi]
         machine.vcpu.set_debug(single_step=True)
         assert machine.go().kind is ExitKind.MMIO
@@ -319,6 +362,16 @@ class InterruptTests:
         frame = machine.frame(machine.go())
         assert (frame.vector, frame.rip, frame.rflags & FLAG_IF) == (0x40, CODE, FLAG_IF)
         machine.halt(machine.go(), CODE + 1)
+
+    @requires("inject_interrupt", ExitKind.PORT_IO)
+    @pytest.mark.parametrize("code", [OUT, IN, STORE, LOAD], ids=["out", "in", "store", "load"])
+    def test_behind_sti_and_a_device(self, machine: Machine, code: bytes) -> None:
+        """STI holds interrupts off for one instruction, whose access is an exit: CLI behind it comes too late."""
+        machine.start(b"\xfb" + code + b"\xfa\x90\xf4", rdx=0x5A0, rdi=DEVICE)
+        machine.vcpu.inject_interrupt(0x41)
+        assert machine.go().kind in (ExitKind.PORT_IO, ExitKind.MMIO)
+        frame = machine.frame(machine.go(0))
+        assert (frame.vector, frame.rip) == (0x41, CODE + 1 + len(code))
 
     @requires("inject_interrupt")
     def test_waits_for_the_window(self, machine: Machine) -> None:

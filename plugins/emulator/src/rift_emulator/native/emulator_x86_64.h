@@ -68,6 +68,8 @@ enum {
 #define DESCRIPTOR_B (1u << 22)
 #define DESCRIPTOR_G (1u << 23)
 
+#define DR6_STEP (UINT64_C(1) << 14) /* BS */
+
 /* The engine's hidden flags (hflags). */
 #define HIDDEN_CPL 3u
 #define HIDDEN_INHIBIT (1u << 3) /* the shadow of STI and MOV SS */
@@ -178,6 +180,9 @@ int x86_has_code(int vector);
 int x86_hooks(struct rift_emulator_cpu *cpu, struct rift_error *error); /* emulator_x86_64_hooks.c */
 int x86_arm(struct rift_emulator_cpu *cpu, uint64_t *pc);
 void x86_disarm(struct rift_emulator_cpu *cpu);
+/* Behind an instruction that leaves the engine: the shadow of STI ends with it, and the guest's own trap flag has its
+ * #DB pending. With cpu->context loaded, and the guest's flags in it. */
+void x86_instruction_over(struct rift_emulator_cpu *cpu);
 void x86_end_step(struct rift_emulator_cpu *cpu, uint64_t rip); /* after an exception, with cpu->context loaded */
 int x86_port_hooks(struct rift_emulator_cpu *cpu, struct rift_error *error); /* emulator_x86_64_ports.c */
 void x86_port_done(struct rift_emulator_cpu *cpu);

@@ -109,6 +109,17 @@ static void finish_hook(struct rift_emulator_cpu *cpu) {
         arm_step(cpu, x86_register(cpu, UNICORN_RFLAGS));
 }
 
+void x86_instruction_over(struct rift_emulator_cpu *cpu) {
+    struct x86 *x86 = cpu->state;
+    struct unicorn_context *context = cpu->context;
+    x86_set32(context, layout->hidden_flags, x86_get32(context, layout->hidden_flags) & ~HIDDEN_INHIBIT);
+    if (!(x86_flags(context) & FLAG_TF) || x86->pending_exception >= 0)
+        return;
+    x86->pending_exception = X86_DB;
+    x86->pending_code = 0;
+    x86_set(context, layout->dr + 48, x86_get(context, layout->dr + 48) | DR6_STEP);
+}
+
 /* With cpu->context loaded and edited: the instruction is over by an exception of its own. */
 void x86_end_step(struct rift_emulator_cpu *cpu, uint64_t rip) {
     struct x86 *x86 = cpu->state;

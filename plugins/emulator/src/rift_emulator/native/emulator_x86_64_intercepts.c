@@ -98,7 +98,9 @@ static int give(struct rift_emulator_cpu *cpu, struct rift_exit *exit, uint64_t 
         return verdict;
     }
     x86_set(cpu->context, layout->rip, rip + length);
-    if (verdict == RIFT_EMULATOR_GIVEN || verdict == RIFT_EMULATOR_ANSWERED_STOP || x86->armed) {
+    x86_instruction_over(cpu);
+    if (verdict == RIFT_EMULATOR_GIVEN || verdict == RIFT_EMULATOR_ANSWERED_STOP || x86->armed ||
+        x86->pending_exception >= 0) {
         rift_emulator_instruction_over(cpu);
         rift_emulator_leave(cpu); /* a step begins anew with the next entry */
     }

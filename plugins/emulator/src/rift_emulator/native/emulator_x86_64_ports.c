@@ -172,6 +172,7 @@ void x86_port_done(struct rift_emulator_cpu *cpu) {
     x86->kind = string ? X86_OPEN_INS : X86_OPEN_IN;
     x86->open_address = string && instruction.address32 ? (uint32_t)x86->undo.rdi : x86->undo.rdi;
     x86->open_size = port->size;
+    x86_instruction_over(cpu);
     x86_store(cpu);
     if (port->verdict == RIFT_EMULATOR_GIVEN)
         cpu->open = port->is_write ? X86_WRITE : X86_READ;
