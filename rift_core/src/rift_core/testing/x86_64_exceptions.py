@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 
 import pytest
 
@@ -109,6 +110,18 @@ class ExceptionTests:
     def test_vector_beyond_the_table(self, machine: Machine) -> None:
         frame = machine.fault(b"\xcd\x21", idtr__limit=16 * 0x21 - 1)
         assert (frame.vector, frame.code, frame.rip) == (13, 0x21 * 8 + 2, CODE)
+
+    def test_handler_that_cannot_be_fetched_is_left_by_a_kick(self, machine: Machine) -> None:
+        """Page fault after page fault on a stack of its own, and never an instruction."""
+        machine.gate(14, PLAYGROUND, ist=1)
+        machine.start(b"\x48\x8b\x07", rdi=PLAYGROUND)
+        for _ in range(3):
+            timer = threading.Timer(0.05, machine.vcpu.kick)
+            timer.start()
+            assert machine.vcpu.run().kind is ExitKind.INTERRUPTED
+            timer.join()
+        machine.gate(14, STUBS + 8 * 14)
+        assert machine.fault(b"\x48\x8b\x07", rdi=PLAYGROUND).vector == 14
 
     def test_double_fault(self, machine: Machine) -> None:
         """A page fault whose frame cannot be pushed."""

@@ -223,6 +223,7 @@ static void interrupt_hook(struct unicorn *engine, uint32_t number, void *contex
         exception(cpu, (int)number);
     else
         x86_vmexit(cpu, (int)number - X86_VMEXIT);
+    rift_emulator_heed(cpu); /* handlers that cannot be fetched fault again and again */
 }
 
 static bool invalid_hook(struct unicorn *engine, void *context) {
