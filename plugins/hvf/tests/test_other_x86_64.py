@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import threading
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -320,16 +319,3 @@ def test_state_of_the_host_in_the_shadow_of_sti(one: life.Life) -> None:
         exit = one.run()
         assert exit.kind is ExitKind.HALT, registers
         assert (one.register("rip") < guest.CODE) == bool(registers.get("rflags", 0) & guest.TRAP_FLAG)
-
-
-def test_a_handler_that_cannot_be_fetched_is_left_by_a_kick(one: life.Life) -> None:
-    """Page fault after page fault on the same stack, and never an instruction."""
-    one.guest.gates(one.memory, 3 << 30, 0x8E01)  # where nothing is mapped; interrupt stack 1
-    struct.pack_into("<Q", one.memory, guest.TSS + 36, guest.STACK)
-    one.put(UD2)
-    thread = threading.Timer(0.05, one.vcpu.kick)
-    thread.start()
-    assert one.vcpu.run().kind is ExitKind.INTERRUPTED
-    thread.join()
-    one.guest.fill(one.memory)
-    assert one.sum() == life.TOTAL

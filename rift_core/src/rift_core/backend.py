@@ -242,6 +242,8 @@ class Vm(Protocol):
     def map_memory(self, region: MemoryRegion) -> None:
         """Make a region visible to the guest. The VM keeps ``region.host`` alive until it is unmapped.
 
+        It is shared, not copied: the host writes there afterwards, the first contents of a machine included.
+
         :raises HypervisorError: misaligned or overlapping; nothing has changed then.
         """
 

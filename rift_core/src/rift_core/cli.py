@@ -110,7 +110,8 @@ def status_of(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             sys.stdout = None  # the interpreter would try once more
-            click.echo(f"rift: the output cannot be written: {error.strerror}", err=True)
+            place = error.filename or "the output"
+            click.echo(f"rift: {place} cannot be written: {error.strerror}; make room, or write elsewhere", err=True)
             return STATUS_ERROR
         status = _status_of_error(error)
         if status is None:

@@ -7,6 +7,7 @@ What of it depends on the instruction set is in a module for each: :mod:`rift_co
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from rift_core.host_memory import HostMemory
@@ -24,7 +25,7 @@ SIZE = 0x40_0000
 """Bytes of memory, at guest-physical 0."""
 
 
-class BareMachine:
+class BareMachine(ABC):
     """One VM, one vCPU, 4 MiB of memory. ``vcpu`` belongs to the thread that made it.
 
     A subclass names its ``isa``, and fills the memory with tables and handlers in :meth:`build`.
@@ -51,9 +52,9 @@ class BareMachine:
         self.vcpu.close()
         self.vm.close()
 
+    @abstractmethod
     def build(self) -> None:
         """Write page tables, vectors and handlers, before the vCPU exists."""
-        raise NotImplementedError
 
     # -- memory ----------------------------------------------------------------------------------
 
