@@ -451,10 +451,13 @@ class Context:
         lines = [f"{error} at {describe_address(self.engine.symbols, pc)} (thread {self.name})"]
         kind = exit.kind
         if kind is ExitKind.SHUTDOWN:
-            lines = [
-                f"the guest shut its CPU down (on x86-64: a triple fault, an exception while delivering a double "
-                f"fault) at {describe_address(self.engine.symbols, pc)} (thread {self.name})"
-            ]
+            what = (
+                "the guest shut its CPU down (on x86-64: a triple fault, an exception while delivering a double fault)"
+            )
+            if exit.value:
+                message = f"{what}; the hypervisor has reset the vCPU, its registers are lost (thread {self.name})"
+                return GuestCrashError(message, exit=exit)
+            lines = [f"{what} at {describe_address(self.engine.symbols, pc)} (thread {self.name})"]
         elif kind is ExitKind.FAIL_ENTRY:
             lines = [
                 f"the hypervisor cannot run the guest's instruction at {describe_address(self.engine.symbols, pc)} "

@@ -20,7 +20,7 @@
  * SYSTEM_REGISTER  MSR / sysreg id      8      written value     -
  * DEBUG            guest PC             0      0                 [0] what: 1 step, 2 software, 3 hardware, 4 watchpoint; [1] data address; [2] raw (DR6, ESR)
  * MEMORY_FAULT     guest-physical       bytes  0                 [0] raw flags
- * SHUTDOWN         -                    -      0                 -          x86-64 triple fault
+ * SHUTDOWN         -                    -      1 if lost         -          x86-64 triple fault; lost: the hypervisor has reset the vCPU, registers and all
  * POWER_OFF RESET  -                    -      0                 -          PSCI and the like
  * INTERRUPTED      -                    -      0                 -          kick or signal; never dispatched
  * FAIL_ENTRY       guest PC if known    n      suberror          instruction bytes, n of them, packed little-endian in info

@@ -10,6 +10,7 @@ struct memory_fault {
     uint64_t flags, gpa, size;
 };
 
+#define RESET_CS_BASE 0xffff0000 /* Intel SDM volume 3, "Processor State After Reset"; in 64-bit mode it is 0 */
 #define DR6_STEP (1u << 14) /* BS: Intel SDM volume 3, 17.2.3 */
 
 int rift_kvm_x86_enter(struct rift_kvm_cpu *cpu, struct rift_error *error) {
@@ -165,6 +166,17 @@ static int decode_failure(struct rift_kvm_cpu *cpu, struct rift_exit *exit, stru
     return RIFT_KVM_DISPATCH;
 }
 
+/* Behind a shutdown SVM leaves the state undefined, and KVM resets the vCPU (shutdown_interception in
+ * arch/x86/kvm/svm/svm.c); others keep it. */
+static int decode_shutdown(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct rift_error *error) {
+    struct rift_kvm_x86 *x86 = cpu->state;
+    exit->kind = RIFT_EXIT_SHUTDOWN;
+    if (rift_kvm_x86_fetch(cpu, X86_SREGS, error))
+        return -1;
+    exit->value = x86->sregs.cs.base == RESET_CS_BASE;
+    return RIFT_KVM_DISPATCH;
+}
+
 static void decode_memory_fault(const struct kvm_run *run, struct rift_exit *exit) {
     exit->kind = RIFT_EXIT_MEMORY_FAULT;
     if (run->exit_reason == EXIT_MEMORY_FAULT) {
@@ -237,8 +249,7 @@ int rift_kvm_x86_decode(struct rift_kvm_cpu *cpu, struct rift_exit *exit, struct
         decode_memory_fault(run, exit);
         return RIFT_KVM_DISPATCH;
     case KVM_EXIT_SHUTDOWN:
-        exit->kind = RIFT_EXIT_SHUTDOWN;
-        return RIFT_KVM_DISPATCH;
+        return decode_shutdown(cpu, exit, error);
     case KVM_EXIT_SYSTEM_EVENT:
         decode_event(run, exit);
         return RIFT_KVM_DISPATCH;
