@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -244,3 +245,26 @@ def test_registers_are_answered_from_images(pair: Pair) -> None:
         assert ask(unknown) is None, unknown
     pair.connection.set_images((), 0)
     assert ask(b"p0") is None
+
+
+def test_a_client_that_never_pauses_keeps_nobody_else_waiting(pair: Pair) -> None:
+    count, answer = 20_000, packet(b"00")
+    pair.connection.add_pages(0x7000, memoryview(bytes(0x1000)))
+    other, bell = socket.socketpair()
+
+    def read() -> None:
+        answers = pair.client.makefile("rb")
+        assert answers.read(len(answer)) == answer
+        bell.sendall(b"!")
+        assert answers.read((count - 1) * len(answer)) == (count - 1) * answer
+        answers.close()
+        pair.client.close()
+
+    with other, bell, ThreadPoolExecutor(2) as executor:
+        writing = executor.submit(pair.client.sendall, count * packet(b"m7000,1"))
+        reading = executor.submit(read)
+        assert pair.connection.next([other.fileno()], 30).event is Event.READABLE
+        assert pair.connection.served < count
+        assert pair.connection.next((), 30).event is Event.CLOSED
+        writing.result(20)
+        reading.result(20)

@@ -3,9 +3,11 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0 /* macOS: Python ignores SIGPIPE anyway */
@@ -13,6 +15,8 @@
 
 #define MOST_OTHERS 16
 #define ACKNOWLEDGE_MILLISECONDS 1000
+#define LINGER_NANOSECONDS 50000
+#define MOST_LINGERS 32 /* in a row: others want to be heard as well */
 
 static int fail(struct rift_error *error, int code, const char *operation) {
     error->code = code;
@@ -196,6 +200,21 @@ static int fill(struct rift_gdb_connection *connection, struct rift_error *error
     return fail(error, errno, "recv");
 }
 
+/* Looks for the next packet before going to sleep: a client that reads many registers asks again at once, and being
+ * woken on another CPU costs more than all else. 1: there are bytes, or the client has gone; 0. */
+static int linger(struct rift_gdb_connection *connection) {
+    struct timespec now, start;
+    uint8_t byte;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    do {
+        if (recv(connection->descriptor, &byte, 1, MSG_DONTWAIT | MSG_PEEK) >= 0)
+            return 1;
+        sched_yield(); /* the client may want this very CPU */
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((now.tv_sec - start.tv_sec) * 1000000000LL + now.tv_nsec - start.tv_nsec < LINGER_NANOSECONDS);
+    return 0;
+}
+
 /* Waits for bytes or for one of the others: 1 bytes, 0 something else, which *event says, -1. */
 static int wait_for(struct rift_gdb_connection *connection, const int *others, uint32_t count, int milliseconds,
                     struct rift_gdb_event *event, struct rift_error *error) {
@@ -248,8 +267,9 @@ int rift_gdb_connection_next(struct rift_gdb_connection *connection, const int *
     *event = (struct rift_gdb_event){.kind = RIFT_GDB_TIMEOUT};
     if (other_count > MOST_OTHERS)
         return fail(error, EINVAL, "poll");
-    for (;;) {
+    for (uint32_t turn = 1;; ++turn) {
         int again = 0;
+        uint64_t served = connection->served;
         while (parse(connection, event, &again)) {
             int wanted = deal_with(connection, event, error);
             if (wanted)
@@ -257,7 +277,9 @@ int rift_gdb_connection_next(struct rift_gdb_connection *connection, const int *
         }
         if (again && connection->output_size && rift_gdb_flush(connection, ACKNOWLEDGE_MILLISECONDS, error))
             return -1;
-        int bytes = wait_for(connection, others, other_count, milliseconds, event, error);
+        int bytes = connection->served != served && turn % MOST_LINGERS && linger(connection)
+                        ? 1
+                        : wait_for(connection, others, other_count, milliseconds, event, error);
         if (bytes <= 0)
             return bytes;
         int alive = fill(connection, error);
