@@ -159,3 +159,11 @@ def lldb(request: pytest.FixtureRequest) -> str:
     from debuggers import find_debugger
 
     return find_debugger("lldb", request.param)
+
+
+@pytest.fixture(params=["pypi"])
+def newest_gdb(request: pytest.FixtureRequest) -> str:
+    """PyPI's, for what Debian's is too old for."""
+    from debuggers import find_debugger
+
+    return find_debugger("gdb", request.param)

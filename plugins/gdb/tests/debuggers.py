@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,19 @@ def find_debugger(name: str, origin: str) -> str:
     folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != own.parent]
     found = shutil.which(name, path=os.pathsep.join(folders))
     return found if found is not None else require_tool(f"{name} of the distribution", package=name)
+
+
+@cache
+def architectures(gdb: str) -> frozenset[str]:
+    """What a GDB can debug, by its own names. Debian's plain one knows the instruction set of its host alone."""
+    answer = subprocess.run(
+        [gdb, "-nx", "-batch", "-ex", "set architecture"], capture_output=True, text=True, timeout=60
+    )
+    names = (answer.stdout + answer.stderr).partition("Valid arguments are ")[2]
+    return frozenset(names.strip().rstrip(".").split(", "))
+
+
+def gdb_for(isa: str, gdb: str) -> str:
+    """This GDB, or the distribution's for all instruction sets if this one does not know the payload's."""
+    wanted = {"x86_64": "i386:x86-64"}.get(isa, isa)
+    return gdb if wanted in architectures(gdb) else find_debugger("gdb-multiarch", "system")

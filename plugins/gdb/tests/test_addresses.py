@@ -117,6 +117,17 @@ def test_the_gdb_that_knows_the_isa(programs: Path) -> None:
         find_program("gdb", "x86_64", "your-gdb")
 
 
+def test_vs_code_is_given_a_gdb_that_is_there(programs: Path) -> None:
+    def given() -> object:
+        return launch_configurations(parse_address("9999"), PAYLOAD, "aarch64")[2]["miDebuggerPath"]
+
+    assert given() == "gdb-multiarch", "what is to be installed"
+    put(programs, "gdb")
+    assert given() == "gdb", "all that an AArch64 machine needs"
+    put(programs, "gdb-multiarch")
+    assert given() == "gdb-multiarch"
+
+
 def test_how_debuggers_connect() -> None:
     tcp, unix = parse_address("[::1]:9999"), parse_address("unix:/run/rift")
     assert target_of("gdb", tcp) == "target remote [::1]:9999"

@@ -9,7 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from debuggers import find_debugger
+from debuggers import gdb_for
 
 from rift_core import open_machine
 from rift_core.cli import status_of
@@ -53,11 +53,6 @@ def look(gdb: str, payload: Path, core: Path, commands: str) -> str:
     return answer.stdout + answer.stderr
 
 
-def gdb_for(gdb: str, isa: str) -> str:
-    """Debian's plain GDB knows the host's ISA only."""
-    return gdb if isa == "x86_64" or not gdb.startswith("/usr") else find_debugger("gdb-multiarch", "system")
-
-
 @pytest.mark.parametrize("privilege", ["supervisor", "user"])
 def test_a_fault(
     kind: tuple[str, str], machine: Callable[..., Machine], gdb: str, tmp_path: Path, privilege: str
@@ -71,7 +66,7 @@ def test_a_fault(
         assert core.exists(), "it is written when it happens"
     assert core.stat().st_mode & 0o777 == 0o600
     text = look(
-        gdb_for(gdb, kind[1]),
+        gdb_for(kind[1], gdb),
         payload,
         core,
         "bt\ninfo threads\np counter\np/x $pc\np constant\ninfo registers\nx/i $pc\n",
@@ -93,7 +88,7 @@ def test_the_end_of_all_threads(
         assert payload is not None
         assert guest.run().status == 6
         assert not core.exists()
-    text = look(gdb_for(gdb, kind[1]), payload, core, "info threads\np corner\np watched\n")
+    text = look(gdb_for(kind[1], gdb), payload, core, "info threads\np corner\np watched\n")
     assert text.count("LWP") >= 2
     assert "{x = 6, y = 4}" in text
     assert "$2 = 3" in text
@@ -114,7 +109,7 @@ def test_other_threads_are_in_it(
         assert not spin.wait_ended(0.1), "it runs on"
         spin.kill()
         spin.join(20)
-    text = look(gdb_for(gdb, kind[1]), payload, core, "thread apply all bt\nthread 2\np $pc\n")
+    text = look(gdb_for(kind[1], gdb), payload, core, "thread apply all bt\nthread 2\np $pc\n")
     assert "poke" in text
     assert re.search(r"^#\d .*\bspin \(\)", text, re.MULTILINE)
 

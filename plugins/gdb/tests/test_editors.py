@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from debuggers import SOURCE, find_debugger
+from debuggers import SOURCE, gdb_for
 
 from rift_core.testing.tools import require_tool
 
@@ -159,11 +159,10 @@ def break_at_call(adapter: Adapter, attach: int) -> int:
     raise AssertionError("the breakpoint is not reached")
 
 
-def test_gdbs_adapter(debug: Debug, adapter: Callable[..., Adapter]) -> None:
-    program = find_debugger("gdb", "pypi")
+def test_gdbs_adapter(debug: Debug, newest_gdb: str, adapter: Callable[..., Adapter]) -> None:
     debugged = debug("main")
     debugged.start()
-    dap = adapter(program, "-q", "-nx", "-i", "dap")
+    dap = adapter(newest_gdb, "-q", "-nx", "-i", "dap")
     begin(dap, "gdb")
     attach = dap.send("attach", program=str(debugged.machine.binary.path), target=str(debugged.server.address))
     number = break_at_call(dap, attach)
@@ -251,10 +250,8 @@ class MachineInterface(Program):
 def test_cppdbgs_commands(debug: Debug, gdb: str) -> None:
     """As Microsoft's C/C++ extension sends them."""
     debugged = debug("main")
-    if debugged.isa == "aarch64" and gdb.startswith("/usr"):
-        gdb = find_debugger("gdb-multiarch", "system")
     debugged.start()
-    interface = MachineInterface(gdb)
+    interface = MachineInterface(gdb_for(debugged.isa, gdb))
     try:
         interface.ask("-gdb-set mi-async on")
         interface.ask(f"-file-exec-and-symbols {debugged.machine.binary.path}")
@@ -279,7 +276,7 @@ def test_cppdbgs_commands(debug: Debug, gdb: str) -> None:
 
 
 def test_what_is_written_for_editors_is_what_was_tried_here(debug: Debug) -> None:
-    from rift_gdb.clients import launch_configurations
+    from rift_gdb.clients import find_program, launch_configurations
 
     debugged = debug("main")
     path = debugged.machine.binary.path
@@ -288,4 +285,4 @@ def test_what_is_written_for_editors_is_what_was_tried_here(debug: Debug) -> Non
     assert codelldb["processCreateCommands"] == [f"gdb-remote {debugged.server.address}"]
     assert lldb_dap["gdb-remote-port"] == debugged.server.address.port
     assert cppdbg["miDebuggerServerAddress"] == str(debugged.server.address)
-    assert cppdbg["miDebuggerPath"] == ("gdb" if debugged.isa == "x86_64" else "gdb-multiarch")
+    assert Path(cppdbg["miDebuggerPath"]).name == Path(find_program("gdb", debugged.isa)).name

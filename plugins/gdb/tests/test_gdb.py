@@ -8,8 +8,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from debuggers import gdb_for
 
-from rift_core.testing.tools import require_tool, skip_here
+from rift_core.testing.tools import skip_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,13 +32,7 @@ class Gdb:
 
     def run(self, debugged: Debugged, commands: str, *, file: bool = True) -> str:
         """What it prints. ``file``: it is told the payload; else it has to find symbols by itself."""
-        program = self.program
-        if debugged.isa == "aarch64":
-            known = subprocess.run(
-                [program, "-nx", "-batch", "-ex", "set architecture"], capture_output=True, text=True, timeout=SECONDS
-            )
-            if "aarch64" not in known.stdout + known.stderr:
-                program = require_tool("gdb-multiarch")
+        program = gdb_for(debugged.isa, self.program)
         head = f"{PATIENT}set pagination off\nset confirm off\nset width 0\ntarget remote {debugged.server.address}\n"
         lines = [word for line in (head + commands).splitlines() for word in ("-ex", line)]
         files = [str(debugged.machine.binary.path)] if file else []
@@ -324,7 +319,7 @@ def test_ctrl_c(debug: Debug, session: Gdb, tmp_path: Path) -> None:
         f"{PATIENT}set pagination off\nset confirm off\ntarget remote {debugged.server.address}\n"
         "continue\ninfo symbol $pc\nkill\n"
     )
-    program = session.program if debugged.isa == "x86_64" else require_tool("gdb-multiarch")
+    program = gdb_for(debugged.isa, session.program)
     process = subprocess.Popen(
         [program, "-nx", "-q", "-batch", str(debugged.machine.binary.path), "-x", str(script)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
@@ -364,12 +359,12 @@ def test_a_unix_socket(debug: Debug, session: Gdb, tmp_path: Path) -> None:
     path = tmp_path / "s"
     debugged = debug("main", listen=f"unix:{path}")
     debugged.start()
+    program = gdb_for(debugged.isa, session.program)
     answer = subprocess.run(
-        [session.program, "-nx", "-q", "-batch", "-ex", f"target remote {path}", "-ex", "info threads", "-ex", "kill"],
+        [program, "-nx", "-q", "-batch", "-ex", f"target remote {path}", "-ex", "info threads", "-ex", "kill"],
         capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    if debugged.isa == "x86_64":
-        assert '"main"' in answer.stdout
+    assert '"main"' in answer.stdout
 
 
 def test_a_payload_that_was_moved(debug: Debug, session: Gdb) -> None:

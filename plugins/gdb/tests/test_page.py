@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from debuggers import find_debugger
 from terminal import Terminal
 from test_editors import Adapter, begin
 
@@ -122,15 +121,14 @@ def part_of(expected: Any, whole: Any) -> bool:
     return bool(expected == whole)
 
 
-def test_the_session_of_an_editor(page: Page) -> None:
+def test_the_session_of_an_editor(page: Page, newest_gdb: str) -> None:
     (body,) = pages.blocks(page.text, "dap")
     server, client, *lines = body.splitlines()
-    program = find_debugger("gdb", "pypi")
     words = client.removeprefix("$ gdb ").split()
     with subprocess.Popen(
         server.removeprefix("$ ").split(), cwd=page.folder, env=page.environment, stderr=subprocess.PIPE, text=True
     ) as running:
-        adapter = Adapter([program, "-nx", *words], page.folder)
+        adapter = Adapter([newest_gdb, "-nx", *words], page.folder)
         try:
             assert running.stderr is not None
             running.stderr.readline()

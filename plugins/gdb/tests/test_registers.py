@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from debuggers import gdb_for
 
 from rift_core.backend import CpuFeatures
 from rift_core.catalog import Catalog
-from rift_core.testing.tools import require_tool
 from rift_gdb.description import target_description
 from rift_gdb.registers import Image, Layout
 
@@ -98,22 +98,14 @@ def test_gdb_takes_the_description(name: str, gdb: str, tmp_path: Path) -> None:
     isa = isa_named(name)
     path = tmp_path / "target.xml"
     path.write_bytes(target_description(isa, Layout(isa, everything(isa))))
-    if name == "aarch64" and gdb.endswith("/gdb") and "aarch64" not in architectures(gdb):
-        gdb = require_tool("gdb-multiarch")
     commands = ["-ex", f"set tdesc filename {path}", "-ex", "show architecture", "-ex", "maint print registers"]
-    answer = subprocess.run([gdb, "-nx", "-q", "-batch", *commands], capture_output=True, text=True, timeout=60)
+    program = gdb_for(name, gdb)
+    answer = subprocess.run([program, "-nx", "-q", "-batch", *commands], capture_output=True, text=True, timeout=60)
     assert "rejected" not in answer.stdout + answer.stderr
     assert "warning" not in answer.stderr
     assert ("i386:x86-64" if name == "x86_64" else "aarch64") in answer.stdout
     for row in Layout(isa, everything(isa)).rows:
         assert f"{row.view.name} " in answer.stdout
-
-
-def architectures(gdb: str) -> str:
-    answer = subprocess.run(
-        [gdb, "-nx", "-batch", "-ex", "set architecture"], capture_output=True, text=True, timeout=60
-    )
-    return answer.stdout + answer.stderr
 
 
 def test_all_registers_are_those_of_the_single_ones(debug: Debug) -> None:

@@ -25,6 +25,8 @@ PACKAGES = (
     "clang",
     "lld",
     "llvm",
+    "gdb",
+    "lldb",
 )
 
 _RECIPE = "1"

@@ -21,13 +21,17 @@ class ClientError(RiftError):
     """A debugger, or its configuration, is missing or not as it should be."""
 
 
+def _names(kind: str, isa: str) -> tuple[str, ...]:
+    return _GDBS.get(isa, ("gdb", "gdb-multiarch")) if kind == "gdb" else (kind,)
+
+
 def find_program(kind: str, isa: str, wanted: str | None = None) -> str:
     """The debugger's path. Debian's plain gdb knows the host's ISA only.
 
     :param kind: ``gdb`` or ``lldb``.
     :raises ClientError: there is none.
     """
-    names = (wanted,) if wanted is not None else _GDBS.get(isa, ("gdb", "gdb-multiarch")) if kind == "gdb" else (kind,)
+    names = (wanted,) if wanted is not None else _names(kind, isa)
     for name in names:
         path = shutil.which(name)
         if path is not None:
@@ -62,7 +66,8 @@ def launch_configurations(address: Address, payload: Path, isa: str) -> list[dic
         raise ClientError("VS Code's extensions connect by TCP: give --port, not --socket")
     host = address.hosts[0]
     program = str(payload)
-    gdb = _GDBS.get(isa, ("gdb",))[0]
+    names = _names("gdb", isa)
+    gdb = next((name for name in names if shutil.which(name)), names[0])
     return [
         {
             "name": f"{_MARK}CodeLLDB",
