@@ -112,6 +112,19 @@ def test_builds_a_payload(make_with_any: Build, pie: bool, simd: bool, source: P
         assert not stack["p_flags"] & 1
 
 
+def test_debuggers_find_how_to_unwind_the_stack(make: Build, source: Path, tmp_path: Path) -> None:
+    """On AArch64 compilers take tables for C++'s exceptions as the default, in place of those that debuggers read."""
+    from elftools.elf.elffile import ELFFile
+
+    result = make(source, tmp_path / "guest")
+    start = symbols(result.path)["add"][0]
+    with result.path.open("rb") as file:
+        elf = ELFFile(file)
+        assert elf.get_section_by_name(".eh_frame") is None, "it would lie in the guest's memory"
+        entries = elf.get_dwarf_info().CFI_entries() if elf.get_section_by_name(".debug_frame") else []
+        assert start in [entry.header.initial_location for entry in entries if "initial_location" in entry.header]
+
+
 def test_keeps_what_the_payload_brings_and_drops_unused_runtime(make: Build, source: Path, tmp_path: Path) -> None:
     source.write_text("int lonely(void) { return 1; }\nint main(void) { return 0; }\n")
     names = symbols(make(source, tmp_path / "guest").path)

@@ -91,6 +91,16 @@ continue
     assert debugged.join().status == 6
 
 
+def test_from_a_function_that_the_entry_calls(debug: Debug, session: Lldb, privilege: str) -> None:
+    """Without the compiler's tables, LLDB on AArch64 forgets the frame of the thread's entry here."""
+    debugged = debug("main", privilege=privilege)
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -n work\ncontinue\nbt\nbreakpoint delete -f\nfinish\ncontinue\n")
+    assert re.search(r"frame #1: .*`main\b", text)
+    assert "stop reason = step out" in text
+    assert "exited with status = 6" in text
+
+
 def test_steps(debug: Debug, session: Lldb, privilege: str) -> None:
     debugged = debug("main", privilege=privilege)
     debugged.start()

@@ -36,6 +36,7 @@ COMMON_FLAGS = (
     "-fno-stack-protector",  # it wants a canary in thread-local storage, which there is none of
     "-fno-omit-frame-pointer",  # for back traces
     "-fno-asynchronous-unwind-tables",
+    "-fno-unwind-tables",  # without either, debuggers get theirs: .debug_frame
     "-fno-common",  # a variable defined twice is an error
 )
 """For every compiler and format."""
