@@ -131,6 +131,8 @@ continue
     )
     assert f"{first} = 0x0000000000000014" in text
     assert re.search(rf"({flags}|eflags|cpsr) = 0x", text)
+    (counter,) = re.findall(r"^ *(?:rip|pc) = (.*)$", text, re.MULTILINE)
+    assert counter.count("`twice") == 1
     assert ("cr0 = 0x" if debugged.isa == "x86_64" else "SCTLR_EL1 = 0x") in text
     assert re.search(r"\(volatile int\).* 100\b", text)
     assert "exited with status = 46" in text  # twice 20, 1 and 2

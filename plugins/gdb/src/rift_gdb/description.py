@@ -76,5 +76,6 @@ def _register(row: Row) -> str:
     extra = f' altname="{view.also}"' if view.also else ""
     extra += f' generic="{view.role}"' if view.role else ""
     extra += f' group="{view.group}"'
+    extra += ' format="hex"' if view.type == "code_ptr" else ""  # LLDB 16 and later would name the place twice
     extra += ' save-restore="no"' if view.moves else ""  # GDB: around a call of a guest function
     return f'<reg name="{view.name}" bitsize="{view.bits}" type="{_type(row)}" regnum="{row.number}"{extra}/>'
