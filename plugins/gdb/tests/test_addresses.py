@@ -135,7 +135,8 @@ def test_how_debuggers_connect() -> None:
     assert target_of("lldb", tcp) == "gdb-remote [::1]:9999"
     assert target_of("lldb", unix) == "process connect --plugin gdb-remote unix-connect:///run/rift"
     assert command_line("gdb", "g", tcp, PAYLOAD) == ["g", "-q", str(PAYLOAD), "-ex", target_of("gdb", tcp)]
-    assert command_line("lldb", "l", tcp, None) == ["l", "-o", target_of("lldb", tcp)]
+    monitor = "command regex monitor 's/^(.*)$/process plugin packet monitor %1/'"
+    assert command_line("lldb", "l", tcp, None) == ["l", "-o", monitor, "-o", target_of("lldb", tcp)]
 
 
 def test_vs_code_keeps_what_is_not_ours(tmp_path: Path) -> None:

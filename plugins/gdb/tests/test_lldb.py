@@ -284,7 +284,21 @@ def test_monitor(debug: Debug, session: Lldb) -> None:
     debugged = debug("main")
     debugged.start()
     text = session.run(debugged, "process plugin packet monitor threads\nprocess kill\n")
-    assert b"vCPU 0".hex() in text or "vCPU 0" in text
+    assert re.search(r"^  1  main +vCPU 0 ", text, re.MULTILINE), "as text, rather than as the digits of the packet"
+
+
+def test_monitor_by_its_name(debug: Debug, session: Lldb) -> None:
+    """As `rift debug --lldb` starts it."""
+    from rift_gdb.clients import command_line
+
+    debugged = debug("main")
+    debugged.start()
+    line = command_line("lldb", session.program, debugged.server.address, debugged.machine.binary.path)
+    answer = subprocess.run(
+        [*line, "-X", "-b", "-o", "monitor pt main", "-o", "process kill"],
+        capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert f"{debugged.at('main'):#x}: mapped to" in answer.stdout
 
 
 def test_an_interrupt(debug: Debug, session: Lldb) -> None:
@@ -326,6 +340,17 @@ def test_killing_and_detaching(debug: Debug, session: Lldb) -> None:
     assert counts[0] > before
     session.run(debugged, "process kill\n")
     assert debugged.join().reason == "killed"
+
+
+def test_detaching_from_a_guest_that_stays_stopped(debug: Debug, session: Lldb) -> None:
+    debugged = debug("stores", on_disconnect="continue")
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -n store\ncontinue\nprocess detach --keep-stopped true\n")
+    assert "stop reason = breakpoint 1.1" in text
+    assert "error:" not in text
+    text = session.run(debugged, "frame variable value\ncontinue\n")
+    assert "(long) value = 1" in text
+    assert "exited with status = 9" in text, "the breakpoint has gone with its debugger"
 
 
 def test_a_unix_socket(debug: Debug, session: Lldb, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _GDBS = {"x86_64": ("gdb", "gdb-multiarch"), "aarch64": ("gdb-multiarch", "aarch64-linux-gnu-gdb", "gdb")}
 _MARK = "Rift: "
+_LLDB_MONITOR = "command regex monitor 's/^(.*)$/process plugin packet monitor %1/'"
+"""GDB's name for it. An alias cannot be made before there is a process."""
 
 
 class ClientError(RiftError):
@@ -53,8 +55,8 @@ def command_line(kind: str, program: str, address: Address, payload: Path | None
     """Program and arguments of a debugger that connects at once."""
     files = [str(payload)] if payload is not None else []
     option = "-ex" if kind == "gdb" else "-o"
-    quiet = ["-q"] if kind == "gdb" else []
-    return [program, *quiet, *files, option, target_of(kind, address)]
+    first = ["-q"] if kind == "gdb" else ["-o", _LLDB_MONITOR]
+    return [program, *first, *files, option, target_of(kind, address)]
 
 
 def launch_configurations(address: Address, payload: Path, isa: str) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ class Session:
         self.selected = 0  # thread of registers and memory; 0: any
         self.resumed = 0  # thread of c and s; 0: any, -1: all
         self.over = False  # detached, killed, or gone
-        self.after: str = ""  # what is to become of the guest: "", "detached", "killed"
+        self.after: str = ""  # what is to become of the guest: "", "detached", "killed", "stopped"
         self.awaiting = False  # the client waits for a stop
         self.files: dict[int, bytes] = {}
         self.known_payloads: tuple[Payload, ...] | None = None  # as the client has read them last; None: not yet

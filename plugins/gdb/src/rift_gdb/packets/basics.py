@@ -55,9 +55,15 @@ def attached(session: Session, arguments: bytes) -> bytes:
 
 @packet("D")
 def detach(session: Session, arguments: bytes) -> None:
-    """The guest goes on without a debugger."""
+    """The guest goes on without a debugger; or, for LLDB's ``D1``, waits for the next one."""
     session.connection.send(b"OK")
-    session.over, session.after = True, "detached"
+    session.over, session.after = True, "stopped" if arguments == b"1" else "detached"
+
+
+@packet("qSupportsDetachAndStayStopped")
+def detach_and_stay_stopped(session: Session, arguments: bytes) -> bytes:
+    """``process detach --keep-stopped true`` works."""
+    return b"OK"
 
 
 @packet("k")

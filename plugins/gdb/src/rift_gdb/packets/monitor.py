@@ -17,7 +17,8 @@ _PIECE = PACKET_LIMIT // 2 - 16
 
 @packet("qRcmd")
 def command(session: Session, arguments: bytes) -> bytes:
-    """Run a command; what is more than a packet holds goes before the answer."""
+    """Run a command; what is more than a packet holds goes before the answer. For LLDB all of it does: it shows an
+    answer in the digits that it came in."""
     text = run_command(session, text_of(arguments.removeprefix(b",")))
     data = text.encode()
     if not data:
@@ -28,4 +29,7 @@ def command(session: Session, arguments: bytes) -> bytes:
             end -= 1
         session.connection.send(b"O" + to_hex(data[:end]))
         data = data[end:]
+    if session.is_lldb:
+        session.connection.send(b"O" + to_hex(data))
+        return b"OK"
     return to_hex(data)
