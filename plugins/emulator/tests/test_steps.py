@@ -84,3 +84,15 @@ def test_breakpoint_and_step_together(machine: Machine) -> None:
     assert (exit.address, exit.info[0]) == (CODE + 1, 1)
     exit = machine.go()
     assert (exit.address, exit.info[0]) == (CODE + 1, 3)
+
+
+def test_breakpoints_where_nothing_can_be_executed_leave_no_trace(machine: Machine) -> None:
+    """The engine itself looks at the places of breakpoints, and faults there."""
+    machine.start(b"\x90" * 4 + b"\xf4", cr2=0x1234)
+    places = (0x7000_0000, 0x7100_0000, 0x7200_0000)
+    for at in range(1, 4):
+        machine.vcpu.set_debug(single_step=True, breakpoints=places)
+        assert (machine.go().address, machine.register("cr2")) == (CODE + at, 0x1234)
+    machine.vcpu.set_debug()
+    machine.halt(machine.go(), CODE + 4)
+    assert machine.register("cr2") == 0x1234

@@ -100,7 +100,6 @@ static struct rift_emulator_binding binding = {
     .architecture = UNICORN_ARM64,
     .mode = UNICORN_MODE_ARM,
     .cpu_model = CPU_MODEL,
-    .breakpoint_hooks = 1,
     .learn = arm_learn,
     .setup = setup,
     .release = release,

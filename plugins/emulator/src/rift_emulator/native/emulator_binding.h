@@ -63,8 +63,6 @@ struct rift_emulator_binding {
     uint32_t register_count;
     int architecture, mode; /* of uc_open */
     int cpu_model;          /* of uc_ctl, negative: the engine's default */
-    int breakpoint_hooks;   /* whether breakpoints are hooks: where the engine halts by itself is not to be told from
-                             * the ISA's own instruction */
 
     /* Learns, once a process, where the engine keeps what has no name in its interface. Fails if this engine is
      * not the one that the binding was made for. */

@@ -1,9 +1,10 @@
 /* Breakpoints, watchpoints and single steps that the host asks for.
  *
- * A breakpoint is an address at which the engine halts of its own (its "exits"), or a hook. While there are watchpoints the
- * guest runs one instruction at a time, and a hook looks at what each touches: the exit comes after the
- * instruction, as it does on a CPU. The hook knows guest-physical addresses, so that an access through another
- * mapping of the same memory counts too. */
+ * A breakpoint is a hook, and not an address at which the engine halts of its own (its "exits"): each time it has
+ * halted, the engine looks the code at those addresses up, and where none can be executed the guest's CPU is left
+ * with a page fault that the guest has not had. While there are watchpoints the guest runs one instruction at a time,
+ * and a hook looks at what each touches: the exit comes after the instruction, as it does on a CPU. The hook knows
+ * guest-physical addresses, so that an access through another mapping of the same memory counts too. */
 #include "emulator_internal.h"
 
 #include <errno.h>
@@ -55,17 +56,6 @@ static int set_hooks(struct rift_emulator_vcpu *vcpu, struct rift_error *error) 
     return 0;
 }
 
-static int set_exits(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
-    uint64_t addresses[RIFT_EMULATOR_DEBUG_POINTS];
-    size_t count = 0;
-    for (uint32_t at = 0; at < vcpu->points.count; ++at)
-        if (vcpu->points.points[at].kind == RIFT_EMULATOR_EXECUTE)
-            addresses[count++] = vcpu->points.points[at].address;
-    int command = UNICORN_CONTROL_WRITE | 2 << UNICORN_CONTROL_ARGUMENTS_SHIFT | UNICORN_CONTROL_EXITS;
-    int status = unicorn.ctl(vcpu->cpu.engine, command, addresses, count);
-    return status ? rift_emulator_engine_error(error, status, "uc_ctl") : 0;
-}
-
 static int set_watch(struct rift_emulator_vcpu *vcpu, struct rift_error *error) {
     struct rift_emulator_points *points = &vcpu->points;
     int wanted = 0;
@@ -110,19 +100,8 @@ int rift_emulator_vcpu_debug(struct rift_emulator_vcpu *vcpu, int single_step, i
         return 0;
     points->count = count;
     memcpy(points->points, wanted, count * sizeof(*wanted));
-    if ((vcpu->binding->breakpoint_hooks ? set_hooks : set_exits)(vcpu, error) || set_watch(vcpu, error))
+    if (set_hooks(vcpu, error) || set_watch(vcpu, error))
         return -1;
     rift_emulator_code_flush(vcpu);
     return 0;
-}
-
-int rift_emulator_breakpoint_at(const struct rift_emulator_vcpu *vcpu, uint64_t pc) {
-    for (uint32_t at = 0; at < vcpu->points.count; ++at)
-        if (vcpu->points.points[at].kind == RIFT_EMULATOR_EXECUTE && vcpu->points.points[at].address == pc)
-            return 1;
-    return 0;
-}
-
-int rift_emulator_breakpoint(struct rift_emulator_cpu *cpu, uint64_t pc) {
-    return rift_emulator_breakpoint_at((struct rift_emulator_vcpu *)cpu, pc);
 }

@@ -168,9 +168,6 @@ struct rift_emulator_points {
     int hit;            /* index of the watchpoint that the running instruction has touched, or -1 */
 };
 
-/* Whether there is a breakpoint at `pc`. */
-int rift_emulator_breakpoint_at(const struct rift_emulator_vcpu *vcpu, uint64_t pc);
-
 /* -- executed code: emulator_profile.c -------------------------------------------------------------- */
 
 struct rift_emulator_profile {

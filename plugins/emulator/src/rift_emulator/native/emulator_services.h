@@ -36,9 +36,6 @@ int rift_emulator_stepped(struct rift_emulator_cpu *cpu, uint64_t pc);
 void rift_emulator_debug_exit(struct rift_emulator_cpu *cpu, uint64_t kind, uint64_t pc, uint64_t address,
                               uint64_t raw);
 
-/* From a hook: whether there is a breakpoint at `pc`, where the engine halts before the instruction. */
-int rift_emulator_breakpoint(struct rift_emulator_cpu *cpu, uint64_t pc);
-
 /* From a hook: the guest leaves the straight line at `pc`, whose instruction has not been executed. */
 void rift_emulator_cut(struct rift_emulator_cpu *cpu, uint64_t pc);
 

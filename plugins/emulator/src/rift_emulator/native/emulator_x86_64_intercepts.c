@@ -111,14 +111,6 @@ static void halt(struct rift_emulator_cpu *cpu) {
     struct unicorn_context *context = cpu->context;
     struct x86_instruction instruction;
     uint64_t rip = x86_get(context, layout->rip);
-    if (rift_emulator_breakpoint(cpu, rip)) { /* the engine halts there as if by HLT */
-        end(cpu);
-        x86_store(cpu);
-        rift_emulator_debug_exit(cpu, 3, rip, 0, 0);
-        if (!cpu->leaving)
-            rift_emulator_leave(cpu);
-        return;
-    }
     uint64_t length = 1;
     if (x86_fetch(cpu, context, rip, &instruction) == 0)
         length = instruction.prefixes + (instruction.opcode[0] == 0xF4 ? 1 : 3); /* HLT, or MWAIT (0F 01 C9) */
