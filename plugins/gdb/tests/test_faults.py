@@ -116,6 +116,21 @@ def test_breakpoints_in_handlers_stop_all_the_same(debug: Debug) -> None:
     assert client.ask("vCont;c") == b"W65"
 
 
+def test_a_breakpoint_comes_before_the_fault_of_fetching(debug: Debug, privilege: str) -> None:
+    """GDB lets functions that it calls return to the stack, and has a breakpoint there."""
+    debugged = debug("main", privilege=privilege)
+    client = debugged.begin()
+    place = (client.register(debugged.numbers["sp"]) - 64) & ~15
+    assert client.ask(f"Z0,{place:x},1") == b"OK"
+    assert client.ask(f"P{debugged.numbers['pc']:x}={place.to_bytes(8, 'little').hex()}") == b"OK"
+    stop = client.stop("vCont;c")
+    assert (stop["signal"], debugged.pc(stop), client.console) == (5, place, "")
+    assert "swbreak" in stop
+    stop = client.stop("vCont;c")
+    assert (stop["signal"], debugged.pc(stop)) == (11, place)
+    assert "instruction fetch" in client.console
+
+
 def test_a_trap_of_the_compiler(debug: Debug, privilege: str) -> None:
     debugged = debug("trap", privilege=privilege)
     client = debugged.begin()

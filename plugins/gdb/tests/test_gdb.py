@@ -162,6 +162,7 @@ def test_functions_are_called(debug: Debug, session: Gdb, privilege: str) -> Non
     text = session.run(debugged, "break work\ncontinue\nprint twice(21) + counter\nprint one()\ncontinue\n")
     assert "$1 = 91" in text  # 42, and the counter that it has added 42 to
     assert "$2 = 1" in text
+    assert "rift:" not in text, "a return to a place that cannot be executed is the breakpoint there, and no fault"
     assert "exited with code 06" in text
     assert debugged.join().status == 6
 

@@ -64,6 +64,8 @@ class Events:
             return StopEvent("fault", crash_signal(exit), exit.address, text=str(describe()).partition("\n")[0])
         happened = debug.debug_event(fault, vcpu)
         debug.undo_fault(fault, vcpu)
+        if happened is None and self._fetch_stops(thread, fault):
+            return self._breakpoint(fault.pc)
         if happened is None:
             signal = SIGNALS.get(debug.signal(fault), SIGSEGV)
             return StopEvent("fault", signal, fault.pc, text=self._describe_fault(fault))
@@ -71,6 +73,13 @@ class Events:
             vcpu.write_registers({self._target.engine.isa.program_counter: happened.pc})
         kinds = {"step": _STEP, "software": _SOFTWARE, "hardware": _HARDWARE, "watchpoint": _WATCHPOINT}
         return self._debug_event(thread, kinds[happened.kind], happened.pc, happened.address)
+
+    def _fetch_stops(self, thread: GuestThread, fault: GuestFault) -> bool:
+        """Whether a breakpoint comes before the fault: there is one at an instruction that cannot be fetched, such as
+        GDB sets on the stack, where functions return to that it has called. Stepping off it is the fault."""
+        if fault.address != fault.pc or fault.pc not in self._target.breakpoints:
+            return False
+        return thread.plan.kind != "over" or thread.start != fault.pc
 
     def _debug_event(self, thread: GuestThread, what: int, pc: int, address: int) -> StopEvent | None:
         if what == _STEP:
