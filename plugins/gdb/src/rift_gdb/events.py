@@ -77,9 +77,7 @@ class Events:
     def _fetch_stops(self, thread: GuestThread, fault: GuestFault) -> bool:
         """Whether a breakpoint comes before the fault: there is one at an instruction that cannot be fetched, such as
         GDB sets on the stack, where functions return to that it has called. Stepping off it is the fault."""
-        if fault.address != fault.pc or fault.pc not in self._target.breakpoints:
-            return False
-        return thread.plan.kind != "over" or thread.start != fault.pc
+        return fault.address == fault.pc != thread.left and fault.pc in self._target.breakpoints
 
     def _debug_event(self, thread: GuestThread, what: int, pc: int, address: int) -> StopEvent | None:
         if what == _STEP:

@@ -32,6 +32,7 @@ class GuestThread:
         self.plan: Plan = GO
         self.stop: StopEvent | None = None  # not told to the client yet
         self.told: int | None = None  # where the client has been told that it stopped, until it is let go
+        self.left: int | None = None  # the breakpoint that it stood on when it was let go
         self.deliver = False  # let the fault end the run
         self.start = 0  # where the plan began
         self.exception_stack: int | None = None  # the stack pointer at the vector of an exception that a step has taken

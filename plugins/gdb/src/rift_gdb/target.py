@@ -168,6 +168,7 @@ class Target(GuestSide):
         self._events.remember(self._arranged, self.breakpoints)
         self._over = deque(t for t in plans if t not in delivered and self._stands_on_breakpoint(t))
         for thread in threads:
+            thread.left = thread.told if thread in self._over else None
             thread.told = None
         self._advance()
 
