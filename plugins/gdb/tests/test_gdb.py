@@ -195,6 +195,20 @@ def test_system_registers_by_name(debug: Debug, session: Gdb) -> None:
     assert "void" not in text
 
 
+def test_lanes_of_vector_registers_by_gdbs_names(debug: Debug, session: Gdb) -> None:
+    debugged = debug("main")
+    debugged.start()
+    x86 = debugged.isa == "x86_64"
+    text = session.run(
+        debugged,
+        "set $xmm1.v2_int64[1] = 0x4000000000000000\nprint $xmm1.v2_double[1]\nprint/x $xmm1.uint128\nkill\n"
+        if x86
+        else "set $v1.d.u[1] = 0x4000000000000000\nprint $v1.d.f[1]\nprint/x $v1.q.u[0]\nkill\n",
+    )
+    assert "$1 = 2\n" in text
+    assert "$2 = 0x40000000000000000000000000000000\n" in text
+
+
 def test_threads(debug: Debug, session: Gdb, privilege: str) -> None:
     debugged = debug("spin", "spin_too", privilege=privilege)
     debugged.start()
