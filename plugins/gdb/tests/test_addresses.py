@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rift_gdb.clients import (
     command_line,
     find_program,
     launch_configurations,
+    shell_line,
     target_of,
     write_launch_file,
 )
@@ -137,6 +139,9 @@ def test_how_debuggers_connect() -> None:
     assert command_line("gdb", "g", tcp, PAYLOAD) == ["g", "-q", str(PAYLOAD), "-ex", target_of("gdb", tcp)]
     monitor = "command regex monitor 's/^(.*)$/process plugin packet monitor %1/'"
     assert command_line("lldb", "l", tcp, None) == ["l", "-o", monitor, "-o", target_of("lldb", tcp)]
+    assert shell_line("lldb", tcp, PAYLOAD) == f"lldb {PAYLOAD} -o 'gdb-remote [::1]:9999'"
+    spaces = Path("/a folder/it's")
+    assert shlex.split(shell_line("gdb", tcp, spaces)) == ["gdb", str(spaces), "-ex", target_of("gdb", tcp)]
 
 
 def test_vs_code_keeps_what_is_not_ours(tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_a_second_gdb_is_told_why(debug: Debug, session: Gdb) -> None:
 
 
 def test_a_unix_socket(debug: Debug, session: Gdb, tmp_path: Path) -> None:
-    path = tmp_path / "s"
+    path = tmp_path / "a socket"
     debugged = debug("main", listen=f"unix:{path}")
     debugged.start()
     program = gdb_for(debugged.isa, session.program)

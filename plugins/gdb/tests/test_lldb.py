@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ import pytest
 from terminal import Terminal
 
 from rift_core.testing.tools import skip_here
+from rift_gdb.address import parse_address
+from rift_gdb.clients import launch_configurations, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,11 +34,7 @@ class Lldb:
 
     def line(self, debugged: Debugged, commands: str, crashed: str = "") -> list[str]:
         """The command line: it is told the payload and where to connect."""
-        address = debugged.server.address
-        if address.path is None:
-            connect = f"gdb-remote {address}"
-        else:
-            connect = f"process connect --plugin gdb-remote unix-connect://{address.path}"
+        connect = target_of("lldb", debugged.server.address)
         patient = "settings set plugin.process.gdb-remote.packet-timeout 60"
         lines = ["settings set auto-confirm true", patient, connect, *commands.splitlines()]
         words = [word for line in lines for word in ("-o", line)]
@@ -354,10 +353,20 @@ def test_detaching_from_a_guest_that_stays_stopped(debug: Debug, session: Lldb) 
 
 
 def test_a_unix_socket(debug: Debug, session: Lldb, tmp_path: Path) -> None:
-    debugged = debug("main", listen=f"unix:{tmp_path / 's'}")
+    debugged = debug("main", listen=f"unix:{tmp_path / 'a socket'}")
     debugged.start()
     text = session.run(debugged, "breakpoint set -n twice\ncontinue\nprocess kill\n")
     assert "stop reason = breakpoint 1.1" in text
+
+
+def test_codelldb_finds_a_file_with_spaces(lldb: str, built: Callable[..., Path], tmp_path: Path) -> None:
+    payload = tmp_path / "a folder" / "it's.elf"
+    payload.parent.mkdir()
+    shutil.copy(built("x86_64"), payload)
+    entry = launch_configurations(parse_address("9999"), payload, "x86_64")[0]
+    lines = [word for line in (*entry["targetCreateCommands"], "target list") for word in ("-o", line)]
+    answer = subprocess.run([lldb, "-X", "-b", *lines], capture_output=True, text=True, timeout=SECONDS)
+    assert f"target #0: {payload}" in answer.stdout
 
 
 def test_a_payload_that_was_moved(debug: Debug, session: Lldb) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ def target_of(kind: str, address: Address) -> str:
     if kind == "gdb":
         return f"target remote {address.path if address.path is not None else address}"
     if address.path is not None:
-        return f"process connect --plugin gdb-remote unix-connect://{address.path.absolute()}"
+        # LLDB takes its commands apart as a shell does; GDB takes all that is left of the line.
+        return f"process connect --plugin gdb-remote {shlex.quote(f'unix-connect://{address.path.absolute()}')}"
     return f"gdb-remote {address}"
 
 
@@ -57,6 +59,12 @@ def command_line(kind: str, program: str, address: Address, payload: Path | None
     option = "-ex" if kind == "gdb" else "-o"
     first = ["-q"] if kind == "gdb" else ["-o", _LLDB_MONITOR]
     return [program, *first, *files, option, target_of(kind, address)]
+
+
+def shell_line(kind: str, address: Address, payload: Path | None) -> str:
+    """What a user types to start a debugger that connects at once."""
+    files = [str(payload)] if payload is not None else []
+    return shlex.join([kind, *files, "-ex" if kind == "gdb" else "-o", target_of(kind, address)])
 
 
 def launch_configurations(address: Address, payload: Path, isa: str) -> list[dict[str, Any]]:
@@ -75,7 +83,7 @@ def launch_configurations(address: Address, payload: Path, isa: str) -> list[dic
             "name": f"{_MARK}CodeLLDB",
             "type": "lldb",
             "request": "attach",
-            "targetCreateCommands": [f"target create {program}"],
+            "targetCreateCommands": [f"target create {shlex.quote(program)}"],
             "processCreateCommands": [f"gdb-remote {address}"],
         },
         {

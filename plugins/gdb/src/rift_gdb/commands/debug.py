@@ -96,14 +96,12 @@ def _with_debugger(config: MachineConfig, listen: str | None, wait: bool, allow_
 
 
 def _say_how(machine: Machine, server: Server, wait: bool) -> None:
-    from rift_gdb.clients import target_of
+    from rift_gdb.clients import shell_line
 
-    payload = machine.binary.path
-    file = f" {payload}" if payload is not None else ""
     what = "the guest waits for a debugger at" if wait else "debuggers may come to"
     click.echo(f"rift: {what} {server.address}", err=True)
-    click.echo(f"rift:   gdb{file} -ex '{target_of('gdb', server.address)}'", err=True)
-    click.echo(f"rift:   lldb{file} -o '{target_of('lldb', server.address)}'", err=True)
+    for kind in ("gdb", "lldb"):
+        click.echo(f"rift:   {shell_line(kind, server.address, machine.binary.path)}", err=True)
 
 
 def _write_vscode(machine: Machine, server: Server) -> None:
