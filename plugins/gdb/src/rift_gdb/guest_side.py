@@ -78,9 +78,12 @@ class GuestSide(Inspection):
             return
 
     def run_outcome(self, context: Context, outcome: Stop | BaseException) -> None:
-        """``rift_thread_stopped``."""
+        """``rift_thread_stopped``: the last moment at which the vCPU is the thread's, see :meth:`run_ended`."""
         with self._lock:
             self._outcomes[context] = outcome
+            thread = self._threads.get(context)
+        if thread is not None:
+            thread.disarm()
 
     def run_ended(self, context: Context) -> None:
         """``rift_run_ended``."""
