@@ -121,6 +121,14 @@ class Client:
         """Ctrl-C."""
         self.socket.sendall(b"\x03")
 
+    def silent(self, seconds: float) -> bool:
+        """Whether nothing comes for so long."""
+        try:
+            self.receive(seconds)
+        except TimeoutError:
+            return True
+        return False
+
     def close(self) -> None:
         """Hang up."""
         self.socket.close()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from rift_core import Stop
+from rift_core.errors import GuestExitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +18,21 @@ if TYPE_CHECKING:
     Debug = Callable[..., Debugged]
 
 SECONDS = 20.0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def counting(debugged: Debugged, who: int = 0) -> bool:
+    """Whether the thread in ``bump`` comes on."""
+    place = debugged.at("counts") + 8 * who
+    before = debugged.machine.read_virtual(place, 8)
+    wait_for(lambda: debugged.machine.read_virtual(place, 8) != before)
+    return True
 
 
 def test_a_thread_that_ended_with_debug_registers_set_starts_again_without(debug: Debug) -> None:
@@ -27,3 +46,98 @@ def test_a_thread_that_ended_with_debug_registers_set_starts_again_without(debug
     assert thread.join(SECONDS) == Stop(0, "killed")
     assert client.ask("D") == b"OK"
     assert thread.start(4).join(SECONDS).status == 12
+
+
+def test_a_breakpoint_that_is_told_of_when_the_client_has_just_gone(debug: Debug) -> None:
+    """The guest goes on: it is not its fault."""
+    debugged = debug("spin")
+    client = debugged.begin()
+    assert client.ask(f"Z0,{debugged.at('bump'):x},1") == b"OK"
+    events = debugged.server.target._events
+    classify, on_its_way, gone = events.classify, threading.Event(), threading.Event()
+
+    def late(*words: Any) -> Any:
+        on_its_way.set()
+        assert gone.wait(SECONDS)
+        return classify(*words)
+
+    events.classify = late  # type: ignore[method-assign]
+    client.send("vCont;c")
+    assert on_its_way.wait(SECONDS)
+    client.close()
+    wait_for(lambda: not debugged.server.connected)
+    gone.set()
+    assert counting(debugged)
+
+
+def test_a_stop_of_a_thread_that_is_killed_at_once_does_not_keep_the_others(debug: Debug) -> None:
+    debugged = debug("stores", "spin_too")
+    client = debugged.begin()
+    assert client.ask(f"Z0,{debugged.at('store'):x},1") == b"OK"
+    target = debugged.server.target
+    collect = target.collect
+
+    def late() -> Any:
+        if any(thread.stop is not None for thread in target.threads):
+            debugged.machine.threads[0].kill()
+            debugged.machine.threads[0].join(SECONDS)
+        return collect()
+
+    target.collect = late  # type: ignore[method-assign]
+    client.send("vCont;c")
+    assert debugged.join() == Stop(0, "killed")
+    assert counting(debugged, 1)
+    client.interrupt()
+    assert client.stop()["thread"] == 2
+
+
+def test_killing_forgets_the_breakpoints(debug: Debug) -> None:
+    """The next client has none of the last one's."""
+    debugged = debug("main")
+    client = debugged.begin()
+    assert client.ask(f"Z0,{debugged.at('twice'):x},1") == b"OK"
+    assert client.ask("k") == b"X09"
+    assert debugged.join() == Stop(0, "killed")
+    wait_for(lambda: not debugged.server.connected)
+    debugged.server.target.hold()
+    again = debugged.begin(4)
+    assert again.ask("vCont;c") == b"W0c"
+
+
+def test_ctrl_c_between_two_calls_stops_the_next_one(debug: Debug) -> None:
+    debugged = debug("spin")
+    client = debugged.begin()
+    client.send("vCont;c")
+    assert counting(debugged)
+    debugged.machine.kill()
+    assert client.receive() == b"X09"
+    wait_for(lambda: not debugged.server.connected)
+    # Now calls alone: a client that comes during one is there between it and the next.
+    with ThreadPoolExecutor() as pool:
+        debugged.server.target.hold()
+        call = pool.submit(debugged.machine.call, "twice", 4)
+        again = debugged.connect()
+        again.stop("?")
+        again.send("vCont;c")
+        assert call.result(SECONDS) == 8
+        again.interrupt()
+        assert again.silent(0.3)
+        call = pool.submit(debugged.machine.call, "twice", 5)
+        assert again.stop()["signal"] == 2
+        again.send("vCont;c")
+        assert call.result(SECONDS) == 10
+        assert debugged.machine.call("twice", 6) == 12, "nothing is stopped any more"
+
+
+def test_a_call_killed_while_it_is_stopped_does_not_keep_the_next_one(debug: Debug) -> None:
+    debugged = debug("main")
+    debugged.server.target.hold()
+    with ThreadPoolExecutor() as pool:
+        call = pool.submit(debugged.machine.call, "spin")
+        client = debugged.connect()
+        client.stop("?")
+        debugged.machine.kill()
+        assert isinstance(call.exception(SECONDS), GuestExitError)
+        client.send("vCont;c")
+        call = pool.submit(debugged.machine.call, "twice", 4)
+        assert call.result(SECONDS) == 8

@@ -16,7 +16,7 @@ from rift_gdb.breakpoints import NOTHING, Breakpoints
 from rift_gdb.events import Events
 from rift_gdb.guest_thread import GuestThread
 from rift_gdb.inspection import Inspection
-from rift_gdb.stops import GO
+from rift_gdb.stops import GO, StopEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,8 @@ class GuestSide(Inspection):
     def __init__(self, engine: Engine, wake: Callable[[], None]) -> None:
         super().__init__(engine)
         self.breakpoints = Breakpoints(self.means, self._fits, self._levels)
-        self.engaged = False  # a debugger is there, or is to find what happens
+        self.attended = False  # a debugger is there, or will come and find the machine as it was left
+        self.holds_faults = False  # faults wait for one
         self.running = True  # as the client sees it
         self._gate = Gate(engine)
         self._wake = wake
@@ -52,6 +53,7 @@ class GuestSide(Inspection):
         self._reports: deque[GuestThread | Ended] = deque()
         self._arranged = NOTHING
         self._events = Events(self)
+        self._awaited: StopEvent | None = None  # what the next run that begins stops with
 
     def _report(self, report: GuestThread | Ended | None) -> None:
         if report is not None:
@@ -69,13 +71,16 @@ class GuestSide(Inspection):
             thread.stop = None
             thread.plan = GO
             thread.forget()
-        arranged = self._arranged if self.running and self.engaged else NOTHING
+        arranged = self._arranged if self.running and self.attended else NOTHING
         try:
             thread.disarm()
             if arranged is not NOTHING:
                 thread.arm(arranged)
         except RiftError:
-            return
+            pass
+        if self._awaited is not None:
+            thread.stop = self._awaited
+            self._report(thread)
 
     def run_outcome(self, context: Context, outcome: Stop | BaseException) -> None:
         """``rift_thread_stopped``: the last moment at which the vCPU is the thread's, see :meth:`run_ended`."""
@@ -91,6 +96,7 @@ class GuestSide(Inspection):
             thread = self._threads.pop(context, None)
             if thread is None:
                 return
+            thread.over = True
             ended = Ended(thread, self._outcomes.pop(context, None))
         thread.disarm()
         self._report(ended)
@@ -99,23 +105,36 @@ class GuestSide(Inspection):
         self, context: Context, exit: Exit, fault: GuestFault | None, describe: Callable[[], RiftError]
     ) -> ExitResult | None:
         """``rift_exit_unanswered``: a breakpoint, a step, or a fault; None: not ours."""
-        if not self.engaged:
+        if not self.attended and not self.holds_faults and context not in self._threads:
             return None
         with self._lock:
             thread = self._threads.get(context)
             if thread is None:
                 thread = self._threads[context] = GuestThread(context, self.debug, self.means)
+        if not self.attended and not self.holds_faults and not thread.armed:
+            return None
         stop = self._events.classify(thread, exit, fault, describe)
         if stop is None:
             return Resume()
         thread.calm()
-        thread.stop = stop
         thread.forget()
-        self._gate.close()
-        self._report(thread)
-        ending = context.serve()
-        if ending is not None:
-            return ending
+        guests_own = stop.reason in ("fault", "trap")
+        with self._lock:  # who detaches comes before, and is seen, or after, and finds the stop
+            told = self.attended or (self.holds_faults and guests_own)
+            if told:
+                thread.stop = stop
+                self._gate.close()
+        if not told:  # the client has just gone
+            if guests_own:
+                return None
+            thread.disarm()
+            return Resume()
+        while thread.stop is stop:  # else the server has seen it, or given it up
+            self._gate.close()
+            self._report(thread)
+            ending = context.serve()
+            if ending is not None:
+                return ending
         if thread.deliver:
             thread.deliver = False
             return None

@@ -41,20 +41,32 @@ class GuestThread:
         self.image: Image | None = None  # any thread, while the machine is stopped
         self.place: Place | None = None  # the same
         self.clocks: deque[tuple[str, int]] = deque(maxlen=_MOST_CLOCKS)  # what registers that move have shown
+        self.over = False  # the run has ended; when the vCPU runs again, another object stands for it
         self._debug = debug
         self._means = means
         self._settings: object = None  # what set_debug was given last
         self._trap = False  # the guest's own debug exceptions are on
         self._stepping = False  # from `start` on
+        self._armed = False
         self._diverted: dict[int, tuple[bytes, bytes]] = {}  # by address: what stood there, what does now
 
     def __repr__(self) -> str:
         return f"<GuestThread {self.number} {self.context.name} {self.plan.kind}>"
 
     @property
+    def running(self) -> bool:
+        """Whether its run goes on, stopped or not. Any thread."""
+        return self.context.running and not self.over
+
+    @property
     def held(self) -> bool:
         """Whether its registers can be reached: it waits outside the guest. Any thread."""
         return self.context.held
+
+    @property
+    def armed(self) -> bool:
+        """Whether the vCPU may still stop for the debugger: it has been set up, and that was not taken back yet."""
+        return self._armed
 
     def forget(self) -> None:
         """The guest goes on: what is known of its registers is out of date. Any thread."""
@@ -67,8 +79,9 @@ class GuestThread:
         :raises RiftError: the backend refuses.
         """
         vcpu = self.context.vcpu
-        if vcpu is None:
+        if vcpu is None or self.over:
             return
+        self._armed = True
         self._abandon_step(vcpu)
         self._set_up(vcpu, arranged)
 
@@ -144,6 +157,7 @@ class GuestThread:
     def disarm(self) -> None:
         """Nothing stops it any more; a failure has nobody to tell."""
         self.plan = GO
+        self._armed = False
         self._undivert()
         vcpu = self.context.vcpu
         if vcpu is None:

@@ -67,7 +67,7 @@ class Inspection:
             for context in list(self.engine.active):
                 if context.running and context.vcpu is not None and context not in self._threads:
                     self._threads[context] = GuestThread(context, self.debug, self.means)
-            return sorted((t for t in self._threads.values() if t.context.running), key=lambda t: t.number)
+            return sorted((t for t in self._threads.values() if t.running), key=lambda t: t.number)
 
     def find(self, number: int) -> GuestThread:
         """By its id.
@@ -86,7 +86,7 @@ class Inspection:
         """
         deadline = time.monotonic() + STOP_SECONDS
         while not thread.held:  # it may be on its way to where it waits
-            if time.monotonic() > deadline or not thread.context.running:
+            if time.monotonic() > deadline or not thread.running:
                 name = thread.context.name
                 raise PacketError(f"thread {name} is inside an exit handler and cannot be looked at", NOT_THERE)
             time.sleep(0.0005)

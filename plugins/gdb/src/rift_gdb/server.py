@@ -73,8 +73,7 @@ class Server:
         self.target = Target(engine, self._wake)
         if config.wait:
             self.target.hold()
-        if config.hold_faults:
-            self.target.engaged = True
+        self.target.holds_faults = config.hold_faults
         self._listener = Listener(wanted)
         if not wanted.is_local:
             print(
@@ -227,7 +226,6 @@ class Server:
             self.target.kill()
         elif what == "detached":
             self.target.detach()
-            self.target.engaged = self._config.hold_faults
         else:
             self.target.interrupt()
             self.target.breakpoints.clear()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from rift_core.engine import Engine
+    from rift_core.isa_debug import Place
     from rift_gdb.breakpoints import Arrangement
     from rift_gdb.guest_thread import GuestThread
     from rift_gdb.memory import View
@@ -55,7 +56,8 @@ class Target(GuestSide):
     def attach(self) -> None:
         """A client has come: stop everything, and keep what happens for it. What has happened before stands in
         ``GuestThread.stop``."""
-        self.engaged = True
+        with self._lock:
+            self.attended = True
         self._halt()
         self.idle()
 
@@ -72,11 +74,17 @@ class Target(GuestSide):
         with self._lock:
             if self._reports:
                 return  # something has happened by itself
-        thread = next((t for t in self._plans if t.held and t.context.running), None)
-        thread = thread or next((t for t in self.threads if t.held), None) or next(iter(self.threads), None)
-        if thread is not None:
-            thread.stop = StopEvent(reason, SIGINT if reason == "interrupt" else 0)
-            self._report(thread)
+        stop = StopEvent(reason, SIGINT if reason == "interrupt" else 0)
+        self._awaited = stop  # before the look at the threads: one that comes now sees this, or is seen
+        threads = self.threads
+        thread = next((t for t in self._plans if t.held and t.running), None)
+        thread = thread or next((t for t in threads if t.held), None) or next(iter(threads), None)
+        if thread is None:
+            self.running = True  # the client waits on, for the next run that begins
+            return
+        self._awaited = None
+        thread.stop = stop
+        self._report(thread)
 
     def _halt(self) -> None:
         self._gate.close()
@@ -100,11 +108,12 @@ class Target(GuestSide):
                 if self._ended(report):
                     return report
                 continue
-            stop, report.stop = report.stop, None
-            if stop is None or not report.context.running:
+            if report.stop is None or not report.running:
                 continue
+            stop, report.stop = report.stop, None
             if stop.reason == "over" and self._stepped_over(report, stop.pc):
                 continue
+            self._awaited = None
             self._halt()
             self._keep_others()
             return report, stop
@@ -125,16 +134,16 @@ class Target(GuestSide):
         stepping = bool(self._over) and self._over[0] is report.thread
         if report.thread in self._over:
             self._over.remove(report.thread)
-        if not self.running or not self.engaged:
+        if not self.running or not self.attended:
             self._missed = report
             return False
         if not self.threads:
             # A call's end is nobody's: the next one may come.
             return report.outcome is not None and not any(t.state == "new" for t in self.engine.threads)
-        if stepping:
-            self._advance()
+        if stepping or (report.thread.stop is not None and not any(t.stop is not None for t in self.threads)):
+            self._advance()  # it had closed the gate, and nobody else has a reason to
             return False
-        if not self._gate.closed or any(t.context.running for t in self._plans):
+        if not self._gate.closed or any(t.running for t in self._plans):
             return False
         self._halt()  # others are there, but none of those that were let go
         return True
@@ -151,25 +160,26 @@ class Target(GuestSide):
         if rest is not None:
             plans = {**dict.fromkeys(threads, rest), **plans}
         self._check_steps(plans)
-        self.running = True
-        if not threads:
-            self._report(self._missed)
-            return
+        self._awaited = None
         pending = [t for t in plans if t.stop is not None and self._still_true(t, t.stop)]
         if pending:
+            self.running = True
             self._report(pending[0])
             return
+        arranged = self.breakpoints.arrange()
         delivered = frozenset(deliver)
         for thread in threads:
             thread.stop = None
             thread.deliver = thread in delivered
-        self._plans, self._rest = plans, rest
-        self._arranged = self.breakpoints.arrange()
-        self._events.remember(self._arranged, self.breakpoints)
+        self._plans, self._rest, self._arranged = plans, rest, arranged
+        self.running = True  # from now on threads that begin set themselves up
+        self._events.remember(arranged, self.breakpoints)
         self._over = deque(t for t in plans if t not in delivered and self._stands_on_breakpoint(t))
         for thread in threads:
             thread.left = thread.told if thread in self._over else None
             thread.told = None
+        if not threads:
+            self._report(self._missed)
         self._advance()
 
     def _check_steps(self, plans: dict[GuestThread, Plan]) -> None:
@@ -195,23 +205,33 @@ class Target(GuestSide):
         told = thread.told
         if told is None or (told not in self._arranged.patched and told not in self._arranged.hardware):
             return False
-        return self.place(thread).pc == told
+        place = self._place_of(thread)
+        return place is not None and place.pc == told
+
+    def _place_of(self, thread: GuestThread) -> Place | None:
+        """Where it stands; None: it has just ended."""
+        try:
+            return self.place(thread)
+        except PacketError:
+            return None
 
     def _advance(self) -> None:
         """The next thread steps off its breakpoint; when all have, everybody goes."""
         while self._over:
             thread = self._over[0]
-            if thread.context.running and self.means.step[self.place(thread).privilege]:
+            place = self._place_of(thread)
+            if place is not None and self.means.step[place.privilege]:
                 thread.plan = OVER
                 # The instruction may write to what is watched, or fault into a handler that has breakpoints.
-                left_out = self.place(thread).pc
-                patched = {a: view for a, view in self._arranged.patched.items() if a != left_out}
+                patched = {a: view for a, view in self._arranged.patched.items() if a != place.pc}
                 self._insert(patched)
                 self._let_go([thread], replace(self._arranged, patched=patched))
                 return
             self._over.popleft()
         self._insert(self._arranged.patched)
-        going = [t for t in self._plans if t.context.running]
+        if self._rest is not None:  # those that have begun since, and may have looked before there was a plan
+            self._plans = {**dict.fromkeys(self.threads, self._rest), **self._plans}
+        going = [t for t in self._plans if t.running]
         for thread in going:
             thread.plan = self._plans[thread]
         self._let_go(going, self._arranged)
@@ -257,14 +277,17 @@ class Target(GuestSide):
 
     def detach(self) -> None:
         """No debugger any more: no breakpoints, and everybody goes on."""
-        self.engaged = False
-        self.release()
+        self._halt()  # nobody is just about to tell of a breakpoint; who is late finds out by itself
+        with self._lock:
+            self.attended = False
+        self._release()
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Forget breakpoints and stops, and let everybody go on."""
         self._patches.remove()
         self.breakpoints.clear()
         self._arranged = NOTHING
+        self._awaited = None
         self._over.clear()
         self._plans.clear()
         with self._lock:
@@ -281,7 +304,7 @@ class Target(GuestSide):
 
     def kill(self) -> None:
         """End every run."""
-        self._patches.remove()
-        self.engaged = False
+        with self._lock:
+            self.attended = False
         self.engine.end_all(Stop(0, "killed"))
-        self._gate.open()
+        self._release()
