@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import resource
 import socket
 from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -268,3 +271,29 @@ def test_a_client_that_never_pauses_keeps_nobody_else_waiting(pair: Pair) -> Non
         assert pair.connection.next((), 30).event is Event.CLOSED
         writing.result(20)
         reading.result(20)
+
+
+def test_noise_that_never_ends_is_no_reason_to_stay() -> None:
+    """Time over is over, although something keeps coming."""
+    made = Pair()
+    stop = threading.Event()
+
+    def flood() -> None:
+        made.client.settimeout(0.1)
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                made.client.sendall(b"+" * 0x10000)
+
+    flooders = [threading.Thread(target=flood) for _ in range(3)]
+    for flooder in flooders:
+        flooder.start()
+    try:
+        for seconds in (0, 0.05):
+            began = time.monotonic()
+            assert made.connection.next((), seconds).event is Event.TIMEOUT
+            assert time.monotonic() - began < 1
+    finally:
+        stop.set()
+        for flooder in flooders:
+            flooder.join()
+        made.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -13,6 +14,7 @@ from gdb_rsp import Client
 
 from rift_core import ConfigError, ExitHandler, ExitKind, Resume, Stop, open_machine
 from rift_core.dispatch import Dispatcher
+from rift_gdb.listener import ListenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -386,3 +388,123 @@ def test_from_python(kind: tuple[str, str], built: Callable[..., Path]) -> None:
         assert server.wait_for_client(5)
         assert client.ask("vCont;c") == b"W06"
         client.close()
+
+
+def test_clients_that_are_turned_away_do_not_keep_the_first_waiting(debug: Debug) -> None:
+    """Silent ones, and one that talks without end."""
+    import socket
+
+    debugged = debug("main")
+    client = debugged.begin()
+    address = debugged.server.address
+    others = []
+    stop = threading.Event()
+
+    def flood() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError), socket.create_connection((address.hosts[0], address.port)) as noisy:
+                noisy.settimeout(0.2)
+                while not stop.is_set():
+                    noisy.sendall(b"+" * 4096)
+
+    flooder = threading.Thread(target=flood)
+    flooder.start()
+    try:
+        began = time.monotonic()
+        for _ in range(40):
+            others.append(socket.create_connection((address.hosts[0], address.port)))
+            assert client.ask("qAttached") == b"1"
+        assert time.monotonic() - began < 10
+        others[0].settimeout(SECONDS)
+        with contextlib.suppress(ConnectionError):
+            assert others[0].recv(16) == b"", "so many are not kept"
+    finally:
+        stop.set()
+        flooder.join()
+        for other in others:
+            other.close()
+
+
+def test_closing_the_machine_while_the_client_does_not_read(debug: Debug) -> None:
+    debugged = debug("spin")
+    client = debugged.begin()
+    wanted = b"$qXfer:features:read:target.xml:0,ffff#"
+    wanted += b"%02x" % (sum(wanted[1:-1]) & 0xFF)
+    client.socket.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            client.socket.sendall(wanted * 100)
+    began = time.monotonic()
+    debugged.machine.close()
+    assert time.monotonic() - began < 4
+    assert not debugged.server._thread.is_alive()
+
+
+def test_a_server_that_cannot_listen_leaves_the_machine_as_it_was(
+    kind: tuple[str, str], built: Callable[..., Path]
+) -> None:
+    """Not paused for ever, and no descriptor lost."""
+    import socket
+
+    backend, isa = kind
+    configuration = {"binary": {"path": str(built(isa))}, "backend": backend}
+    with open_machine(configuration) as machine, socket.create_server(("127.0.0.1", 0)) as taken:
+        machine.call("twice", 1)
+        before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+        with pytest.raises(ListenError, match="in use"):
+            machine.debug(listen=f"127.0.0.1:{taken.getsockname()[1]}", wait=True)
+        assert machine.call("twice", 4, timeout=SECONDS) == 8
+        assert not before or len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_closed_server_writes_to_nobody_elses_file(debug: Debug, tmp_path: Path) -> None:
+    """The number of its pipe may be another file's by then."""
+    debugged = debug("main")
+    server, path = debugged.server, debugged.machine.binary.path
+    before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
+    debugged.machine.close()
+    files = [(tmp_path / str(n)).open("wb", buffering=0) for n in range(len(before) + 16)]
+    assert path is not None
+    server.add_payload(path, 0x1000)
+    for file in files:
+        file.close()
+    assert not any((tmp_path / str(n)).stat().st_size for n in range(len(files)))
+
+
+def test_forked_children_do_not_keep_connections(debug: Debug) -> None:
+    """The client hears of the end, and the port is free, although a child lives on."""
+    import socket
+
+    debugged = debug("main")
+    client = debugged.begin()
+    reader, writer = os.pipe()
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.write(tell, b"!")
+        os.read(reader, 1)
+        os._exit(0)
+    try:
+        os.close(reader)
+        assert os.read(ready, 1) == b"!"
+        address = debugged.server.address
+        assert client.ask("D") == b"OK"
+        with pytest.raises((EOFError, ConnectionError)):
+            client.ask("?")
+        debugged.machine.close()
+        with pytest.raises(ConnectionError):
+            socket.create_connection((address.hosts[0], address.port)).close()
+    finally:
+        for descriptor in (writer, ready, tell):
+            os.close(descriptor)
+        os.waitpid(child, 0)
+
+
+def test_going_on_twice_is_an_error(debug: Debug) -> None:
+    debugged = debug("spin")
+    client = debugged.begin()
+    client.send("vCont;c")
+    assert client.ask("vCont;c").startswith(b"E")
+    client.interrupt()
+    assert client.stop()["signal"] == 2

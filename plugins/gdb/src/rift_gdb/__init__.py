@@ -5,6 +5,7 @@ The machine's ``[debug]``, ``machine.debug()`` and ``rift debug`` start it; see 
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import TYPE_CHECKING
 
@@ -73,3 +74,12 @@ def rift_machine_closing(machine: Engine) -> None:
     server = _servers.pop(machine, None)
     if server is not None:
         server.close()
+
+
+def _leave_to_parent() -> None:
+    for server in list(_servers.values()):
+        server.abandon()
+    _servers.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

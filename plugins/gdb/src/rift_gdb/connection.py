@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rift_gdb._native import ffi, lib
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from rift_gdb.registers import Image
 
 PACKET_LIMIT = 0x1_0000
 """Bytes of a packet's content at most, either way: what ``PacketSize`` announces."""
+
+_MOST_HELD = 0x4000  # pieces of guest memory; the native side knows half as many pages
 
 SEND_SECONDS = 10.0
 """How long a client may leave a packet unread before it counts as gone."""
@@ -48,10 +51,10 @@ class ClientGoneError(Exception):
 class Connection:
     """Belongs to one thread."""
 
-    def __init__(self, socket: socket.socket, limit: int = PACKET_LIMIT) -> None:
-        self._socket = socket
+    def __init__(self, client: socket.socket, limit: int = PACKET_LIMIT) -> None:
+        self._socket = client
         self.limit = limit
-        native = lib.rift_gdb_connection_create(socket.fileno(), limit)
+        native = lib.rift_gdb_connection_create(client.fileno(), limit)
         if native == ffi.NULL:
             raise MemoryError
         self._native = ffi.gc(native, lib.rift_gdb_connection_destroy)
@@ -102,6 +105,8 @@ class Connection:
 
     def add_pages(self, address: int, host: memoryview) -> None:
         """Guest memory of whole pages at ``address``; ``host`` is kept until :meth:`forget_pages`."""
+        if len(self._held) >= _MOST_HELD:  # more than the native side knows: most have been pushed out by others
+            self.forget_pages()
         self._held.append(host)
         where = int(ffi.cast("uintptr_t", ffi.from_buffer(host)))
         lib.rift_gdb_connection_add_pages(self._native, address, where, host.nbytes >> 12)
@@ -117,10 +122,20 @@ class Connection:
         """Packets that were answered natively."""
         return int(lib.rift_gdb_connection_served(self._native))
 
+    def hang_up(self) -> None:
+        """End the connection, whoever else has its socket: forked children, and the thread that sends. Any thread."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def abandon(self) -> None:
+        """Close this process's descriptor; the connection is another process's and goes on."""
+        self._socket.close()
+
     def close(self) -> None:
-        """Close the socket."""
+        """Hang up."""
         self.set_images((), 0)
         self.forget_pages()
+        self.hang_up()
         self._socket.close()
 
     def _describe(self) -> str:

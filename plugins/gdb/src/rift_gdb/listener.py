@@ -105,8 +105,14 @@ class Listener:
             client.setblocking(False)
             if client.family != socket.AF_UNIX:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _notice_silence(client)
             return client, str(peer[0]) if peer and client.family != socket.AF_UNIX else "this machine"
         return None
+
+    def abandon(self) -> None:
+        """Close this process's descriptors; another process goes on listening."""
+        self._path = None
+        self.close()
 
     def close(self) -> None:
         """Stop listening; a socket's path goes."""
@@ -117,6 +123,15 @@ class Listener:
             with contextlib.suppress(OSError):
                 self._path.unlink()
             self._path = None
+
+
+def _notice_silence(client: socket.socket) -> None:
+    """A client whose machine or network has gone without a word is found out in a minute and a half, not in hours: it
+    would keep the guest stopped, and others away."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # the second is the first's name on macOS
+            client.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _remove_stale(path: Path) -> None:

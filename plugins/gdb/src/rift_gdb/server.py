@@ -5,9 +5,8 @@ It holds the machine's engine and never the machine, so that dropping a machine 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
+import select
 import sys
 import threading
 import time
@@ -21,10 +20,12 @@ from rift_gdb.exit_counter import ExitCounter
 from rift_gdb.guest_side import Ended
 from rift_gdb.listener import Listener
 from rift_gdb.payloads import Payloads
+from rift_gdb.refusals import Refusals
 from rift_gdb.session import Session
 from rift_gdb.stop_reply import end_reply, stop_reply
 from rift_gdb.stops import SIGABRT, SIGTRAP, Plan, StopEvent
 from rift_gdb.target import Target
+from rift_gdb.waker import Waker
 
 if TYPE_CHECKING:
     import socket
@@ -40,7 +41,8 @@ LOG = logging.getLogger("rift.gdb")
 FIRST_THREAD_SECONDS = 1.0
 """How long a client that comes before any thread runs waits for one; its own patience ends after two seconds."""
 
-_REFUSAL_SECONDS = 1.0
+_GOODBYE_SECONDS = 1.0  # in which a client that listens is told of the end
+_CLOSE_SECONDS = 5.0
 _AFTER = {"continue": "detached", "kill": "killed", "stop": "stopped"}
 
 
@@ -60,9 +62,6 @@ class Server:
             )
         self._config = config
         self._engine = engine
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_reader, False)
-        os.set_blocking(self._wake_writer, False)
         self._closing = False
         self._session: Session | None = None
         self.counter = ExitCounter()
@@ -70,11 +69,17 @@ class Server:
         self._last: tuple[GuestThread, StopEvent] | None = None
         self._came = threading.Condition()
         self._clients = 0
-        self.target = Target(engine, self._wake)
-        if config.wait:
-            self.target.hold()
+        self._refusals = Refusals()
+        self._waker = Waker()
+        try:
+            self.target = Target(engine, self._waker.wake)
+            self._listener = Listener(wanted)
+        except BaseException:
+            self._waker.close()
+            raise
         self.target.holds_faults = config.hold_faults
-        self._listener = Listener(wanted)
+        if config.wait:  # nothing can fail any more: nobody would open the gate again
+            self.target.hold()
         if not wanted.is_local:
             print(
                 f"rift: warning: whoever can reach {self.address} controls the guest: the debugger's protocol has no "
@@ -108,7 +113,7 @@ class Server:
         :raises ConfigError: there is no such file, or it is no address.
         """
         self.payloads.add(path, address)
-        self._wake()
+        self._waker.wake()
 
     def wait_for_client(self, timeout: float | None = None) -> bool:
         """Wait until a debugger has come; False: it has not, in ``timeout`` seconds."""
@@ -123,35 +128,40 @@ class Server:
         if self._closing:
             return
         self._closing = True
-        self._wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(5.0)
+        self._waker.wake()
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(_GOODBYE_SECONDS)
+        session = self._session
+        if self._thread.is_alive() and session is not None:
+            session.connection.hang_up()  # it does not read what the thread sends
+            self._thread.join(_CLOSE_SECONDS)
+
+    @property
+    def closing(self) -> bool:
+        """Whether nobody is to be served any more."""
+        return self._closing
+
+    def abandon(self) -> None:
+        """This is a forked child: let go of the parent's sockets, or they would stay open when it closes them."""
+        self._closing = True
+        self._waker.abandon()
+        self._listener.abandon()
+        self._refusals.abandon()
+        if self._session is not None:
+            self._session.connection.abandon()
 
     # -- the thread ------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody is to wake
-            os.write(self._wake_writer, b"!")
-
-    def _drain(self) -> None:
-        try:
-            while len(os.read(self._wake_reader, 4096)) == 4096:
-                pass
-        except OSError:
-            pass
-
     def _run(self) -> None:
-        import select
-
         poll = select.poll()
-        descriptors = [self._wake_reader, *self._listener.descriptors()]
-        for descriptor in descriptors:
+        for descriptor in (self._waker.descriptor, *self._listener.descriptors()):
             poll.register(descriptor, select.POLLIN)
         try:
             while not self._closing:
                 for descriptor, _ in poll.poll():
-                    if descriptor == self._wake_reader:
-                        self._drain()
+                    if descriptor == self._waker.descriptor:
+                        self._waker.rest()
                         self.target.idle()
                     else:
                         accepted = self._listener.accept(descriptor)
@@ -160,8 +170,7 @@ class Server:
         finally:
             self.target.detach()
             self._listener.close()
-            os.close(self._wake_reader)
-            os.close(self._wake_writer)
+            self._waker.close()
 
     def _serve(self, client: socket.socket, peer: str) -> None:
         """One client, from hello to goodbye."""
@@ -182,17 +191,18 @@ class Server:
         finally:
             self._leave(session)
             self._session = None  # only now: whoever sees that nobody is connected finds the guest as it was left
+            self._refusals.close()
             connection.close()
 
     def _converse(self, session: Session) -> None:
-        descriptors = [self._wake_reader, *self._listener.descriptors()]
+        own = [self._waker.descriptor, *self._listener.descriptors()]
         while not session.over and not self._closing:
-            incoming = session.connection.next(descriptors)
-            if incoming.event is Event.READABLE and incoming.source != self._wake_reader:
+            incoming = session.connection.next([*own, *self._refusals.descriptors])
+            if incoming.event is Event.READABLE and incoming.source != self._waker.descriptor:
                 # Somebody else comes. What this client has sent before, such as its goodbye, comes first.
                 before = session.connection.next((), 0)
                 if before.event is Event.TIMEOUT:
-                    self._refuse(incoming.source)
+                    self._refuse(session, incoming.source)
                 incoming = before
             self._deal_with(session, incoming)
             if session.awaiting:
@@ -213,7 +223,7 @@ class Server:
         elif event is Event.DAMAGED:
             session.connection.send(session.error(PacketError("the packet is damaged")))
         elif event is Event.READABLE:
-            self._drain()
+            self._waker.rest()
             if session.awaiting and session.has_news:
                 self.target.interrupt("payloads")
 
@@ -230,22 +240,14 @@ class Server:
             self.target.interrupt()
             self.target.breakpoints.clear()
 
-    def _refuse(self, descriptor: int) -> None:
-        """A second client is told why it cannot be served: in answer to its first packet, whatever that is."""
-        accepted = self._listener.accept(descriptor)
-        if accepted is None:
+    def _refuse(self, session: Session, descriptor: int) -> None:
+        """A second client comes, or one that has come says something."""
+        if descriptor in self._refusals.descriptors:
+            self._refusals.answer(descriptor, f"another debugger, from {session.peer}, is connected already")
             return
-        client, _ = accepted
-        connection = Connection(client)
-        session = self._session
-        text = f"another debugger, from {session.peer}, is connected already" if session is not None else "busy"
-        try:
-            if connection.next(seconds=_REFUSAL_SECONDS).event is Event.PACKET:
-                connection.send(f"E.{text}".encode(), _REFUSAL_SECONDS)
-        except ClientGoneError:
-            pass
-        finally:
-            connection.close()
+        accepted = self._listener.accept(descriptor)
+        if accepted is not None:
+            self._refusals.add(accepted[0])
 
     # -- stops -----------------------------------------------------------------------------------
 
@@ -256,6 +258,8 @@ class Server:
 
         :raises PacketError: it cannot.
         """
+        if session.awaiting:
+            raise PacketError("the guest goes on already")
         if session.has_news and self.target.threads:
             session.connection.send(stop_reply(session, session.thread(), StopEvent("payloads", 0)))
             return

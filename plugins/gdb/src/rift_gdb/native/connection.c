@@ -14,9 +14,10 @@
 #endif
 
 #define MOST_OTHERS 16
-#define ACKNOWLEDGE_MILLISECONDS 1000
 #define LINGER_NANOSECONDS 50000
 #define MOST_LINGERS 32 /* in a row: others want to be heard as well */
+#define MOST_READS 16 /* without an event, when the time is over */
+#define PATIENCE_MILLISECONDS 10000 /* how long a client may leave an answer unread */
 
 static int fail(struct rift_error *error, int code, const char *operation) {
     error->code = code;
@@ -240,7 +241,7 @@ static int wait_for(struct rift_gdb_connection *connection, const int *others, u
 static int acknowledge(struct rift_gdb_connection *connection, int good, struct rift_error *error) {
     if (!connection->acknowledged)
         return 0;
-    return send_all(connection->descriptor, (const uint8_t *)(good ? "+" : "-"), 1, ACKNOWLEDGE_MILLISECONDS, error);
+    return send_all(connection->descriptor, (const uint8_t *)(good ? "+" : "-"), 1, PATIENCE_MILLISECONDS, error);
 }
 
 /* A packet was found: 1 if Python must know of it, 0 if it is dealt with, -1. */
@@ -259,7 +260,13 @@ static int deal_with(struct rift_gdb_connection *connection, struct rift_gdb_eve
     if (answered == 0)
         return 1;
     connection->served += 1;
-    return rift_gdb_flush(connection, ACKNOWLEDGE_MILLISECONDS, error);
+    return rift_gdb_flush(connection, PATIENCE_MILLISECONDS, error);
+}
+
+static int64_t milliseconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 int rift_gdb_connection_next(struct rift_gdb_connection *connection, const int *others, uint32_t other_count,
@@ -267,7 +274,8 @@ int rift_gdb_connection_next(struct rift_gdb_connection *connection, const int *
     *event = (struct rift_gdb_event){.kind = RIFT_GDB_TIMEOUT};
     if (other_count > MOST_OTHERS)
         return fail(error, EINVAL, "poll");
-    for (uint32_t turn = 1;; ++turn) {
+    int64_t deadline = milliseconds > 0 ? milliseconds_now() + milliseconds : 0;
+    for (uint32_t turn = 0;; ++turn) {
         int again = 0;
         uint64_t served = connection->served;
         while (parse(connection, event, &again)) {
@@ -275,8 +283,16 @@ int rift_gdb_connection_next(struct rift_gdb_connection *connection, const int *
             if (wanted)
                 return wanted < 0 ? -1 : 0;
         }
-        if (again && connection->output_size && rift_gdb_flush(connection, ACKNOWLEDGE_MILLISECONDS, error))
+        if (again && connection->output_size && rift_gdb_flush(connection, PATIENCE_MILLISECONDS, error))
             return -1;
+        if (turn && milliseconds >= 0) { /* what keeps coming and is nothing for Python takes no longer either */
+            int64_t left = deadline ? deadline - milliseconds_now() : 0;
+            if (left <= 0 && turn >= MOST_READS) {
+                event->kind = RIFT_GDB_TIMEOUT;
+                return 0;
+            }
+            milliseconds = left > 0 ? (int)left : 0;
+        }
         int bytes = connection->served != served && turn % MOST_LINGERS && linger(connection)
                         ? 1
                         : wait_for(connection, others, other_count, milliseconds, event, error);
