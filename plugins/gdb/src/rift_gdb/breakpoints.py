@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 LARGEST_WATCH = 0x1000
 """Bytes of one watchpoint at most."""
 
+MOST = 10_000
+"""Breakpoints and watchpoints at a time: each resumption looks at all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
@@ -85,6 +88,7 @@ class Breakpoints:
         self._software: dict[int, View] = {}
         self._hardware: dict[int, View] = {}
         self._watches: dict[Watch, View] = {}
+        self._easy: set[tuple[int, bool]] = set()  # those that can be instructions, and take nothing from others
 
     def __bool__(self) -> bool:
         return bool(self._software or self._hardware or self._watches)
@@ -107,6 +111,7 @@ class Breakpoints:
         self._software.clear()
         self._hardware.clear()
         self._watches.clear()
+        self._easy.clear()
 
     def add(self, address: int, view: View, *, hardware: bool = False) -> None:
         """A breakpoint.
@@ -116,18 +121,28 @@ class Breakpoints:
         chosen = self._hardware if hardware else self._software
         if address in chosen:
             return
-        before = self._homeless(self.arrange())
-        chosen[address] = view
-        arranged = self.arrange()
-        homeless = self._homeless(arranged) - before
+        self._check_number()
         wants_register = hardware and self._means.hardware_works(self._levels_at(address, view))
+        if not wants_register and self._can_patch(address, view):
+            chosen[address] = view
+            self._easy.add((address, hardware))
+            return
+        before = self._homeless(self.arrange(all=False))
+        chosen[address] = view
+        arranged = self.arrange(all=False)
+        homeless = self._homeless(arranged) - before
         if homeless or (wants_register and address not in arranged.hardware):
             del chosen[address]
             raise self._why_not(address, view)
 
+    def _check_number(self) -> None:
+        if len(self._software) + len(self._hardware) + len(self._watches) >= MOST:
+            raise PacketError(f"there are {MOST} breakpoints and watchpoints already", FULL)
+
     def remove(self, address: int, *, hardware: bool = False) -> None:
         """A breakpoint; harmless when it is not there."""
         (self._hardware if hardware else self._software).pop(address, None)
+        self._easy.discard((address, hardware))
 
     def watch(self, watch: Watch, view: View) -> None:
         """A watchpoint.
@@ -138,9 +153,10 @@ class Breakpoints:
             raise PacketError(f"a watchpoint has 1 to {LARGEST_WATCH} bytes", INVALID)
         if watch in self._watches:
             return
-        before = self._homeless(self.arrange())
+        self._check_number()
+        before = self._homeless(self.arrange(all=False))
         self._watches[watch] = view
-        arranged = self.arrange()
+        arranged = self.arrange(all=False)
         carried_out = watch in arranged.compared or set(watch.pieces()) <= set(arranged.watchpoints)
         if carried_out and not self._homeless(arranged) - before:
             return
@@ -159,9 +175,12 @@ class Breakpoints:
         """The memory that it watches."""
         return self._watches[watch]
 
-    def arrange(self) -> Arrangement:
+    def arrange(self, *, all: bool = True) -> Arrangement:
         """Decide who is carried out how: hardware ones and watchpoints first, then those that need a debug register
-        most."""
+        most.
+
+        ``all`` False: leave out those that could be instructions when they were added, of which there may be many.
+        """
         registers: list[int] = []
         watchpoints: list[Watchpoint] = []
         compared: list[Watch] = []
@@ -175,7 +194,7 @@ class Breakpoints:
                 return True
             return False
 
-        for address, view in self._hardware.items():
+        for address, view in self._points(hardware=True, all=all):
             levels = self._levels_at(address, view)
             if not (self._means.hardware_works(levels) and take(address)) and self._can_patch(address, view):
                 patched[address] = view
@@ -185,21 +204,33 @@ class Breakpoints:
                 watchpoints += pieces
             elif watch.access == "write":
                 compared.append(watch)
-        for address, view in sorted(self._software.items(), key=lambda item: not self._volatile(*item)):
+        wishes: list[tuple[int, View]] = []
+        for address, view in self._points(hardware=False, all=all):
             if address in registers:
                 continue
-            works = self._means.hardware_works(self._levels_at(address, view))
-            patchable = self._can_patch(address, view)
-            if works and (self._volatile(address, view) or not patchable) and take(address):
-                continue
-            if patchable:
+            if self._can_patch(address, view):
                 patched[address] = view
+                if self._volatile(address, view):
+                    wishes.append((address, view))
+            elif self._means.hardware_works(self._levels_at(address, view)):
+                take(address)  # there is no other way
+        for address, view in wishes:
+            if not self._means.hardware_works(self._levels_at(address, view)):
+                continue
+            if not take(address):
+                break
+            del patched[address]
         return Arrangement(patched, tuple(registers), tuple(watchpoints), tuple(compared))
 
+    def _points(self, *, hardware: bool, all: bool) -> list[tuple[int, View]]:
+        points = self._hardware if hardware else self._software
+        return [each for each in points.items() if all or (each[0], hardware) not in self._easy]
+
     def _homeless(self, arranged: Arrangement) -> frozenset[int]:
-        """Breakpoints that are carried out by no means."""
+        """Breakpoints that are carried out by no means, of those that need a debug register."""
         placed = {*arranged.patched, *arranged.hardware}
-        return frozenset(address for address in (*self._software, *self._hardware) if address not in placed)
+        needy = (*self._points(hardware=False, all=False), *self._points(hardware=True, all=False))
+        return frozenset(address for address, _ in needy if address not in placed)
 
     def _levels_at(self, address: int, view: View) -> frozenset[Privilege]:
         """Who may execute there: supervisor pages only supervisors, user pages everybody."""

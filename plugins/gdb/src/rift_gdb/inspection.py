@@ -11,6 +11,7 @@ from rift_core.backend import Watchpoint
 from rift_core.errors import HypervisorError, RiftError, StateError, UnsupportedError
 from rift_core.memory import Permission
 from rift_gdb.address_map import AddressMap
+from rift_gdb.allocations import Allocations
 from rift_gdb.errors import INVALID, NOT_THERE, PacketError
 from rift_gdb.guest_thread import GuestThread
 from rift_gdb.means import Means
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from rift_core.context import Context
     from rift_core.engine import Engine
-    from rift_core.isa import Area, Privilege
+    from rift_core.isa import Privilege
     from rift_core.isa_debug import Place
 
 T = TypeVar("T")
@@ -50,11 +51,11 @@ class Inspection:
         self.engine = engine
         self.debug = debug
         self.means = Means.of(engine.vm.capabilities)
-        self.allocations: dict[int, Area] = {}  # pages that the client has asked for
+        self.allocations = Allocations(engine)
         self._lock = threading.Lock()
         self._threads: dict[Context, GuestThread] = {}
         self._layout: Layout | None = None
-        self._fitting: dict[tuple[int, int], bool] = {}
+        self._fitting: dict[tuple[int, tuple[tuple[int, str], ...]], bool] = {}
         self.map = AddressMap(engine)
         self.vectors = _vectors(engine)  # code of the payload's own exception vectors
 
@@ -179,8 +180,9 @@ class Inspection:
         return {context.privilege for context in self.engine.contexts} or {"supervisor"}
 
     def _fits(self, breakpoints: tuple[int, ...], watchpoints: tuple[Watchpoint, ...]) -> bool:
-        """Whether the debug registers take these: tried out on a stopped vCPU, once for each number of both."""
-        key = (len(breakpoints), len(watchpoints))
+        """Whether the debug registers take these: tried out on a stopped vCPU, once for so many breakpoints and such
+        watchpoints."""
+        key = (len(breakpoints), tuple((watch.size, watch.access) for watch in watchpoints))
         if key not in self._fitting:
             thread = next((t for t in self.threads if t.held), None)
             if thread is None:

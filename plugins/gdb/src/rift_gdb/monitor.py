@@ -62,6 +62,8 @@ def commands(session: Session) -> dict[str, tuple[str, str, Command]]:
                     return function(session.target.engine, words)
                 except Exception as error:  # a session outlives other people's mistakes
                     return f"{words_of(error)}\n"
+                finally:
+                    session.connection.forget_pages()  # it may have changed the page tables
 
             known.setdefault(name, (usage, help, call))
     return known
@@ -135,6 +137,7 @@ def show_walk(session: Session, words: list[str]) -> str:
 def show_map(session: Session, words: list[str]) -> str:
     lines = []
     for run in session.target.map.runs():
+        session.check()
         size = run.end - run.start
         line = f"{run.start:#018x}-{run.end:#018x}  {run.permissions}  {size:>#12x}  -> {run.physical:#x}  {run.name}"
         lines.append(line.rstrip())

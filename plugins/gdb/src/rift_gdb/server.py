@@ -190,6 +190,7 @@ class Server:
             LOG.exception("the debugger's session has failed")
         finally:
             self._leave(session)
+            session.close()
             self._session = None  # only now: whoever sees that nobody is connected finds the guest as it was left
             self._refusals.close()
             connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from rift_core.errors import AddressError, RiftError
@@ -38,7 +39,7 @@ class Session:
         self.over = False  # detached, killed, or gone
         self.after: str = ""  # what is to become of the guest: "", "detached", "killed", "stopped"
         self.awaiting = False  # the client waits for a stop
-        self.files: dict[int, bytes] = {}
+        self.files: dict[int, int] = {}  # descriptors of payloads' files that it has opened
         self.known_payloads: tuple[Payload, ...] | None = None  # as the client has read them last; None: not yet
         self.states: dict[int, dict[str, int]] = {}  # saved registers
 
@@ -57,6 +58,21 @@ class Session:
         """Whether payloads have come since the client has read the list: GDB wants to hear of it, LLDB does not."""
         known = self.known_payloads
         return known is not None and known != self.server.payloads.added and not self.is_lldb
+
+    def check(self) -> None:
+        """Long answers look in between whether anybody wants them still.
+
+        :raises ClientGoneError: the machine is being closed.
+        """
+        if self.server.closing:
+            raise ClientGoneError("the machine is being closed")
+
+    def close(self) -> None:
+        """Give back what the client has left."""
+        for descriptor in self.files.values():
+            os.close(descriptor)
+        self.files.clear()
+        self.target.allocations.release_all()
 
     # -- threads and memory ----------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Only files that were loaded, and only reading.
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ from rift_gdb.packets.registry import packet
 if TYPE_CHECKING:
     from rift_gdb.session import Session
 
-_ENOENT, _EBADF, _EACCES = 2, 9, 13  # File-I/O protocol, "Errno Values"
+_ENOENT, _EIO, _EBADF, _EACCES = 2, 5, 9, 13  # File-I/O protocol, "Errno Values"
 _MOST = PACKET_LIMIT // 2 - 32
 _MOST_OPEN = 16
-_LARGEST_FILE = 1 << 30
+_LAST = (1 << 63) - PACKET_LIMIT  # place in a file
 _STAT = struct.Struct(">7I3Q3I")
 """struct stat of the File-I/O protocol, big-endian: dev, ino, mode, nlink, uid, gid, rdev; size, blksize, blocks;
 times."""
@@ -43,7 +44,7 @@ def file_request(session: Session, arguments: bytes) -> bytes:
     if operation == b"pread":
         return _read(session, rest)
     if operation == b"close":
-        return b"F0" if session.files.pop(number(rest), None) is not None else _failed(_EBADF)
+        return _close(session, number(rest))
     return b""
 
 
@@ -57,29 +58,38 @@ def _open(session: Session, arguments: bytes) -> bytes:
     if number(parts[1]) or len(session.files) >= _MOST_OPEN:
         return _failed(_EACCES)
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            return _failed(_EACCES)
-        content = path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return _failed(_ENOENT)
     key = max(session.files, default=2) + 1
-    session.files[key] = content
+    session.files[key] = descriptor
     return b"F%x" % key
 
 
 def _stat(session: Session, key: int) -> bytes:
-    content = session.files.get(key)
-    if content is None:
+    descriptor = session.files.get(key)
+    if descriptor is None:
         return _failed(_EBADF)
-    blocks = -(-len(content) // 512)
-    record = _STAT.pack(0, 0, _REGULAR_FILE, 1, 0, 0, 0, len(content), 4096, blocks, 0, 0, 0)
+    size = os.fstat(descriptor).st_size
+    record = _STAT.pack(0, 0, _REGULAR_FILE, 1, 0, 0, 0, size, 4096, -(-size // 512), 0, 0, 0)
     return b"F%x;" % len(record) + record
 
 
 def _read(session: Session, arguments: bytes) -> bytes:
     key, count, offset = numbers(arguments, 3)
-    content = session.files.get(key)
-    if content is None:
+    descriptor = session.files.get(key)
+    if descriptor is None:
         return _failed(_EBADF)
-    piece = content[offset : offset + min(count, _MOST)]
+    try:
+        piece = os.pread(descriptor, min(count, _MOST), min(offset, _LAST))
+    except OSError:
+        return _failed(_EIO)
     return b"F%x;" % len(piece) + piece
+
+
+def _close(session: Session, key: int) -> bytes:
+    descriptor = session.files.pop(key, None)
+    if descriptor is None:
+        return _failed(_EBADF)
+    os.close(descriptor)
+    return b"F0"

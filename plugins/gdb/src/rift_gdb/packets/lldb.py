@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from rift_core.errors import RiftError
 from rift_core.memory import Permission
 from rift_gdb.connection import to_hex
 from rift_gdb.errors import INVALID, PacketError
@@ -164,16 +163,13 @@ def allocate(session: Session, arguments: bytes) -> bytes:
     flags |= Permission.EXECUTE if b"x" in letters else Permission.NONE
     if session.target.place(session.thread()).privilege == "user":
         flags |= Permission.USER
-    try:
-        area = session.target.engine.place_area("debugger", size, flags)
-    except RiftError as error:
-        raise PacketError(str(error), INVALID) from None
-    session.target.allocations[area.virtual] = area
+    address = session.target.allocations.take(size, flags)
     session.connection.forget_pages()
-    return b"%x" % area.virtual
+    return b"%x" % address
 
 
 @packet("_m")
 def release(session: Session, arguments: bytes) -> bytes:
-    """The pages are not needed any more: they stay mapped, and are used again."""
-    return b"OK" if number(arguments) in session.target.allocations else b"E16"
+    """The pages are not needed any more."""
+    session.target.allocations.release(number(arguments))
+    return b"OK"

@@ -32,7 +32,7 @@ def _read(session: Session, arguments: bytes) -> bytes:
     parts: list[memoryview] = []
     try:
         for piece in session.view().pieces(start, -(-(skipped + size) // _PAGE) * _PAGE):
-            if piece.physical % _PAGE == at % _PAGE == len(piece.host) % _PAGE == 0:
+            if not session.awaiting and piece.physical % _PAGE == at % _PAGE == len(piece.host) % _PAGE == 0:
                 session.connection.add_pages(at, piece.host)
             parts.append(piece.host)
             at += len(piece.host)
@@ -103,6 +103,7 @@ def checksum(session: Session, arguments: bytes) -> bytes:
     value = 0xFFFF_FFFF
     view = session.view()
     for start in range(0, size, _CHUNK):
+        session.check()
         value = crc(view.read(address + start, min(_CHUNK, size - start)), value)
     return b"C%x" % value
 
@@ -122,6 +123,7 @@ def search(session: Session, arguments: bytes) -> bytes:
     view = session.view()
     tail = b""
     for start in range(0, size, _CHUNK):
+        session.check()
         block = tail + view.read(address + start, min(_CHUNK, size - start))
         at = block.find(pattern)
         if at >= 0:
