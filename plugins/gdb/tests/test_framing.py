@@ -6,9 +6,9 @@ import contextlib
 import random
 import resource
 import socket
-from concurrent.futures import ThreadPoolExecutor
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest

@@ -15,6 +15,7 @@
 
 #define MOST_OTHERS 16
 #define LINGER_NANOSECONDS 50000
+#define NANOSECONDS 1000000 /* of a millisecond */
 #define MOST_LINGERS 32 /* in a row: others want to be heard as well */
 #define MOST_READS 16 /* without an event, when the time is over */
 #define PATIENCE_MILLISECONDS 10000 /* how long a client may leave an answer unread */
@@ -201,18 +202,22 @@ static int fill(struct rift_gdb_connection *connection, struct rift_error *error
     return fail(error, errno, "recv");
 }
 
+static int64_t nanoseconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /* Looks for the next packet before going to sleep: a client that reads many registers asks again at once, and being
  * woken on another CPU costs more than all else. 1: there are bytes, or the client has gone; 0. */
 static int linger(struct rift_gdb_connection *connection) {
-    struct timespec now, start;
+    int64_t end = nanoseconds_now() + LINGER_NANOSECONDS;
     uint8_t byte;
-    clock_gettime(CLOCK_MONOTONIC, &start);
     do {
         if (recv(connection->descriptor, &byte, 1, MSG_DONTWAIT | MSG_PEEK) >= 0)
             return 1;
         sched_yield(); /* the client may want this very CPU */
-        clock_gettime(CLOCK_MONOTONIC, &now);
-    } while ((now.tv_sec - start.tv_sec) * 1000000000LL + now.tv_nsec - start.tv_nsec < LINGER_NANOSECONDS);
+    } while (nanoseconds_now() < end);
     return 0;
 }
 
@@ -263,18 +268,12 @@ static int deal_with(struct rift_gdb_connection *connection, struct rift_gdb_eve
     return rift_gdb_flush(connection, PATIENCE_MILLISECONDS, error);
 }
 
-static int64_t milliseconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 int rift_gdb_connection_next(struct rift_gdb_connection *connection, const int *others, uint32_t other_count,
                              int milliseconds, struct rift_gdb_event *event, struct rift_error *error) {
     *event = (struct rift_gdb_event){.kind = RIFT_GDB_TIMEOUT};
     if (other_count > MOST_OTHERS)
         return fail(error, EINVAL, "poll");
-    int64_t deadline = milliseconds > 0 ? milliseconds_now() + milliseconds : 0;
+    int64_t deadline = milliseconds > 0 ? nanoseconds_now() + (int64_t)milliseconds * NANOSECONDS : 0;
     for (uint32_t turn = 0;; ++turn) {
         int again = 0;
         uint64_t served = connection->served;
@@ -286,7 +285,7 @@ int rift_gdb_connection_next(struct rift_gdb_connection *connection, const int *
         if (again && connection->output_size && rift_gdb_flush(connection, PATIENCE_MILLISECONDS, error))
             return -1;
         if (turn && milliseconds >= 0) { /* what keeps coming and is nothing for Python takes no longer either */
-            int64_t left = deadline ? deadline - milliseconds_now() : 0;
+            int64_t left = deadline ? (deadline - nanoseconds_now()) / NANOSECONDS : 0;
             if (left <= 0 && turn >= MOST_READS) {
                 event->kind = RIFT_GDB_TIMEOUT;
                 return 0;
