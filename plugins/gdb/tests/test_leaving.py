@@ -1,4 +1,4 @@
-"""What debuggers leave behind when they, or the threads, go at a bad moment: nothing."""
+"""Clients, threads and Ctrl-C that come or go at a bad moment: nothing is lost, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -141,3 +141,24 @@ def test_a_call_killed_while_it_is_stopped_does_not_keep_the_next_one(debug: Deb
         client.send("vCont;c")
         call = pool.submit(debugged.machine.call, "twice", 4)
         assert call.result(SECONDS) == 8
+
+
+def test_ctrl_c_at_the_end_of_the_step_off_a_breakpoint(debug: Debug) -> None:
+    """Nobody hears of that step: it does not stand for the answer."""
+    debugged = debug("spin")
+    client = debugged.begin()
+    assert client.ask(f"Z0,{debugged.at('bump'):x},1") == b"OK"
+    client.stop("vCont;c")
+    target = debugged.server.target
+    collect = target.collect
+
+    def with_ctrl_c() -> Any:
+        if any(thread.stop is not None and thread.stop.reason == "over" for thread in target.threads):
+            target.interrupt()
+        return collect()
+
+    target.collect = with_ctrl_c  # type: ignore[method-assign]
+    stop = client.stop("vCont;c")
+    assert stop["signal"] == 2
+    target.collect = collect  # type: ignore[method-assign]
+    assert client.stop("vCont;c")["signal"] == 5

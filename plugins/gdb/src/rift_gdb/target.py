@@ -18,6 +18,7 @@ from rift_core.exits import Stop
 from rift_gdb.breakpoints import NOTHING
 from rift_gdb.errors import INVALID, PacketError
 from rift_gdb.guest_side import Ended, GuestSide
+from rift_gdb.guest_thread import GuestThread
 from rift_gdb.inspection import STOP_SECONDS
 from rift_gdb.patches import Patches
 from rift_gdb.stops import GO, OVER, SIGINT, Plan, StopEvent
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from rift_core.engine import Engine
     from rift_core.isa_debug import Place
     from rift_gdb.breakpoints import Arrangement
-    from rift_gdb.guest_thread import GuestThread
     from rift_gdb.memory import View
 
 
@@ -70,10 +70,14 @@ class Target(GuestSide):
         """Stop everything, and have :meth:`collect` tell of it."""
         if not self.running:
             return
-        self._halt()
+        self._stop_all()
         with self._lock:
-            if self._reports:
+            if any(isinstance(report, GuestThread) and _is_news(report.stop) for report in self._reports):
                 return  # something has happened by itself
+        self._settle()
+        for thread in self.threads:
+            if not _is_news(thread.stop):
+                thread.stop = None
         stop = StopEvent(reason, SIGINT if reason == "interrupt" else 0)
         self._awaited = stop  # before the look at the threads: one that comes now sees this, or is seen
         threads = self.threads
@@ -87,9 +91,12 @@ class Target(GuestSide):
         self._report(thread)
 
     def _halt(self) -> None:
+        self._stop_all()
+        self._settle()
+
+    def _stop_all(self) -> None:
         self._gate.close()
         self._gate.wait(STOP_SECONDS)
-        self._settle()
 
     def _settle(self) -> None:
         """Everybody stands: the program's own instructions come back."""
@@ -308,3 +315,8 @@ class Target(GuestSide):
             self.attended = False
         self.engine.end_all(Stop(0, "killed"))
         self._release()
+
+
+def _is_news(stop: StopEvent | None) -> bool:
+    """Whether the client must be told of it: not of the step off a breakpoint."""
+    return stop is not None and stop.reason != "over"
