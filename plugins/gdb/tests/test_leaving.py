@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rift_core import Stop
 from rift_core.errors import GuestExitError
+from rift_core.testing.tools import session
+from rift_gdb.stops import StopEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,3 +164,43 @@ def test_ctrl_c_at_the_end_of_the_step_off_a_breakpoint(debug: Debug) -> None:
     assert stop["signal"] == 2
     target.collect = collect  # type: ignore[method-assign]
     assert client.stop("vCont;c")["signal"] == 5
+
+
+def test_a_step_whose_exception_comes_when_the_client_has_gone(debug: Debug) -> None:
+    """It was on its way through the guest's vectors, with the trap flag in its frame."""
+    debugged = debug("spin", privilege="user")
+    if debugged.isa != "x86_64":
+        session().skip("the trap flag is x86-64's")
+    client = debugged.begin()
+    target = debugged.server.target
+    (thread,) = target.threads
+    disarm = thread.disarm
+
+    def late() -> None:
+        thread.trapped()
+        disarm()
+        vcpu = thread.context.vcpu
+        assert vcpu is not None
+        target.debug.step_by_exception(vcpu, True)
+
+    thread.disarm = late  # type: ignore[method-assign]
+    assert client.ask("D") == b"OK"
+    wait_for(lambda: not debugged.server.connected)
+    thread.disarm = disarm  # type: ignore[method-assign]
+    assert counting(debugged)
+    with debugged.machine.pause(SECONDS):
+        assert not debugged.machine.threads[0].registers["rflags"] & 0x100
+
+
+def test_a_stop_that_the_server_has_taken_closes_no_gate(debug: Debug) -> None:
+    """The thread looks once more at the moment at which the guest is let go."""
+    debugged = debug("spin")
+    client = debugged.begin()
+    target = debugged.server.target
+    (thread,) = target.threads
+    assert client.ask("D") == b"OK"
+    assert counting(debugged)
+    stop = thread.stop = StopEvent("breakpoint")
+    assert target._take(thread) is stop
+    assert not target._keep(thread, stop)
+    assert counting(debugged)

@@ -129,8 +129,7 @@ class GuestSide(Inspection):
                 return None
             thread.disarm()
             return Resume()
-        while thread.stop is stop:  # else the server has seen it, or given it up
-            self._gate.close()
+        while self._keep(thread, stop):
             self._report(thread)
             ending = context.serve()
             if ending is not None:
@@ -139,3 +138,17 @@ class GuestSide(Inspection):
             thread.deliver = False
             return None
         return Resume()
+
+    def _keep(self, thread: GuestThread, stop: StopEvent) -> bool:
+        """Close the gate for a stop, unless the server has taken it: its gate may be open again by then."""
+        with self._lock:
+            if thread.stop is not stop:
+                return False
+            self._gate.close()
+            return True
+
+    def _take(self, thread: GuestThread) -> StopEvent | None:
+        """What it has stopped for; it keeps the gate closed no more. The server's thread."""
+        with self._lock:
+            stop, thread.stop = thread.stop, None
+        return stop

@@ -48,6 +48,7 @@ class GuestThread:
         self._trap = False  # the guest's own debug exceptions are on
         self._stepping = False  # from `start` on
         self._armed = False
+        self._late = False  # a step was taken back that may have happened already
         self._diverted: dict[int, tuple[bytes, bytes]] = {}  # by address: what stood there, what does now
 
     def __repr__(self) -> str:
@@ -65,8 +66,9 @@ class GuestThread:
 
     @property
     def armed(self) -> bool:
-        """Whether the vCPU may still stop for the debugger: it has been set up, and that was not taken back yet."""
-        return self._armed
+        """Whether the vCPU may still stop for the debugger: it has been set up, and that was not taken back yet, or a
+        step's exception may be on its way through the guest's vectors."""
+        return self._armed or self._late
 
     def forget(self) -> None:
         """The guest goes on: what is known of its registers is out of date. Any thread."""
@@ -147,8 +149,13 @@ class GuestThread:
                 self._set_up(vcpu, arranged)
             self.start, self.exception_stack = start, stack
 
+    def trapped(self) -> None:
+        """A step has come as an exception of the guest's own, and what was undone has brought them back."""
+        self._trap = True
+
     def calm(self) -> None:
         """Take the guest's own debug exceptions off: it has stopped, and shows its registers."""
+        self._late = False
         vcpu = self.context.vcpu
         if self._trap and vcpu is not None:
             self._debug.step_by_exception(vcpu, False)
@@ -158,12 +165,14 @@ class GuestThread:
         """Nothing stops it any more; a failure has nobody to tell."""
         self.plan = GO
         self._armed = False
+        late = self._trap
         self._undivert()
         vcpu = self.context.vcpu
         if vcpu is None:
             return
         try:
             self.calm()
+            self._late = late
             self._abandon_step(vcpu)
             if self._settings is not None:
                 vcpu.set_debug()

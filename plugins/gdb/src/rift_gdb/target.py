@@ -75,9 +75,9 @@ class Target(GuestSide):
             if any(isinstance(report, GuestThread) and _is_news(report.stop) for report in self._reports):
                 return  # something has happened by itself
         self._settle()
-        for thread in self.threads:
-            if not _is_news(thread.stop):
-                thread.stop = None
+        for each in self.threads:
+            if not _is_news(each.stop):
+                self._take(each)
         stop = StopEvent(reason, SIGINT if reason == "interrupt" else 0)
         self._awaited = stop  # before the look at the threads: one that comes now sees this, or is seen
         threads = self.threads
@@ -115,9 +115,11 @@ class Target(GuestSide):
                 if self._ended(report):
                     return report
                 continue
-            if report.stop is None or not report.running:
+            if not report.running:
+                continue  # its end comes next
+            stop = self._take(report)
+            if stop is None:
                 continue
-            stop, report.stop = report.stop, None
             if stop.reason == "over" and self._stepped_over(report, stop.pc):
                 continue
             self._awaited = None
@@ -133,7 +135,7 @@ class Target(GuestSide):
             self._reports.extend(kept)
         for thread in self.threads:
             if thread.stop is not None and thread.stop.reason in ("step", "over"):
-                thread.stop = None
+                self._take(thread)
 
     def _ended(self, report: Ended) -> bool:
         """Whether the client must know of the end of a run."""
@@ -176,7 +178,7 @@ class Target(GuestSide):
         arranged = self.breakpoints.arrange()
         delivered = frozenset(deliver)
         for thread in threads:
-            thread.stop = None
+            self._take(thread)
             thread.deliver = thread in delivered
         self._plans, self._rest, self._arranged = plans, rest, arranged
         self.running = True  # from now on threads that begin set themselves up
@@ -203,7 +205,7 @@ class Target(GuestSide):
         if stop.reason in ("breakpoint", "hardware"):
             if stop.pc in self.breakpoints and self.place(thread).pc == stop.pc:
                 return True
-            thread.stop = None
+            self._take(thread)
             return False
         return True
 
@@ -300,7 +302,7 @@ class Target(GuestSide):
         with self._lock:
             self._reports.clear()
         for thread in self.threads:
-            thread.stop = None
+            self._take(thread)
             thread.forget()
             try:
                 thread.context.post(thread.disarm)
