@@ -278,6 +278,20 @@ def test_a_fault_in_words(debug: Debug, session: Gdb, privilege: str) -> None:
     assert debugged.machine.threads[0].wait_ended(20)
 
 
+def test_a_back_trace_leads_from_a_handler_to_what_it_has_interrupted(debug: Debug, session: Gdb) -> None:
+    debugged = debug("handled")
+    debugged.start()
+    text = session.run(
+        debugged, "break skip_fault\ncontinue\nbacktrace\nfinish\nbacktrace\nfinish\nbacktrace\ncontinue\n"
+    )
+    interrupted = r"#{} +(0x[0-9a-f]+ in )?handled \(\)"
+    frames = r"#0 +skip_fault .*\n#1 .*rift_exception_dispatch .*\n#2 .* in common(_0)? \(\) .*\n"
+    assert re.search(frames + interrupted.format(3), text), text
+    assert re.search(r"#0 +(0x[0-9a-f]+ in )?rift_exception_dispatch .*\n#1 .*\n" + interrupted.format(2), text), text
+    assert re.search(r"#0 .* common(_0)? \(\) .*\n" + interrupted.format(1), text), text
+    assert "exited with code 0145" in text
+
+
 def test_an_exit_in_words(debug: Debug, session: Gdb) -> None:
     debugged = debug("unanswered")
     debugged.start()

@@ -234,6 +234,16 @@ def test_a_fault_in_words(debug: Debug, session: Lldb, privilege: str) -> None:
     assert re.search(r"frame #2: .*`deep_crash\b", text)
 
 
+def test_a_back_trace_leads_from_a_handler_to_what_it_has_interrupted(debug: Debug, session: Lldb) -> None:
+    debugged = debug("handled")
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -n skip_fault\ncontinue\nthread backtrace\nprocess kill\n")
+    names = re.findall(r"frame #\d+: 0x[0-9a-f]+ \S+`(\w+)", text[text.index("(lldb) thread backtrace") :])
+    assert names[:4] in (
+        ["skip_fault", "rift_exception_dispatch", common, "handled"] for common in ("common", "common_0")
+    )
+
+
 def test_an_exit_in_words(debug: Debug, session: Lldb) -> None:
     debugged = debug("unanswered")
     debugged.start()

@@ -10,6 +10,8 @@
 #define RIFT_FUNCTION(name)
 #define RIFT_END(name)
 #define RIFT_END_OF_FILE
+#define RIFT_UNWIND_SECTIONS
+#define RIFT_UNWIND(...)
 #else
 #define RIFT_C(name) name
 #define RIFT_LOCAL(name) .L##name
@@ -17,6 +19,10 @@
 #define RIFT_CODE(place) .section place, "ax", %progbits
 #define RIFT_FUNCTION(name) .type name, %function
 #define RIFT_END(name) .size name, . - name
+/* How debuggers find the caller: RIFT_UNWIND(def_cfa_offset 16) is the directive .cfi_def_cfa_offset. It goes where
+ * debug information is, which takes no memory in the guest. */
+#define RIFT_UNWIND_SECTIONS .cfi_sections .debug_frame
+#define RIFT_UNWIND(...) .cfi_##__VA_ARGS__
 #define RIFT_END_OF_FILE .section .note.GNU-stack, "", %progbits
 #endif
 

@@ -81,6 +81,18 @@
     eret
     .endm
 
+    /* Where the interrupted registers are, from here on. 31 is SP, 32 PC (DWARF for the Arm 64-bit Architecture). The
+     * frame is no .cfi_signal_frame: LLDB leaves all frames of a file aside that has one. */
+    .macro interrupted
+    .irp register, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, \
+                   28, 29, 30
+    RIFT_UNWIND(offset x\register, 8 * \register - FRAME_BYTES)
+    .endr
+    RIFT_UNWIND(offset 31, FRAME_SP - FRAME_BYTES)
+    RIFT_UNWIND(offset 32, FRAME_PC - FRAME_BYTES)
+    .endm
+
+    RIFT_UNWIND_SECTIONS
     RIFT_CODE(.rift.text.vectors)
     RIFT_GLOBAL(rift_vectors)
     RIFT_FUNCTION(rift_vectors)
@@ -112,6 +124,9 @@ common_1:
     RIFT_END(common_1)
 
     RIFT_FUNCTION(common_0)
+    RIFT_UNWIND(startproc simple)
+    RIFT_UNWIND(return_column 32)
+    RIFT_UNWIND(def_cfa sp, FRAME_BYTES)
 common_0:
     stp x2, x3, [sp, #16]
 common:
@@ -156,9 +171,11 @@ common:
     mov x1, x5
     mov x29, #0 /* back traces of the handler end here */
     mov x30, #0
+    interrupted
 #ifdef RIFT_SIMD
     /* The handler may be compiled with vector instructions, all of which the interrupted code may use too. */
     sub sp, sp, #(32 * 16 + 16)
+    RIFT_UNWIND(adjust_cfa_offset 32 * 16 + 16)
     all_vectors save_vectors
     mrs x9, fpsr
     mrs x10, fpcr
@@ -171,6 +188,7 @@ common:
     msr fpcr, x10
     all_vectors load_vectors
     add sp, sp, #(32 * 16 + 16)
+    RIFT_UNWIND(adjust_cfa_offset -(32 * 16 + 16))
 #endif
     msr daifset, #7 /* the handler may have let interrupts in */
     /* Exceptions inside the handler have changed these. */
@@ -206,10 +224,12 @@ common:
     ldp x26, x27, [sp, #208]
     ldp x28, x29, [sp, #224]
     ldp x0, x1, [sp], #FRAME_BYTES
+    RIFT_UNWIND(def_cfa_offset 0)
     br x30
 resume:
     mrs x30, tpidr_el1
     eret
+    RIFT_UNWIND(endproc)
     RIFT_END(common_0)
 
     RIFT_GLOBAL(rift_vectors_end)

@@ -17,17 +17,44 @@
     .balign ENTRY_BYTES, 0xcc
     /* With an error code: #DF, #TS, #NP, #SS, #GP, #PF, #AC, #CP, #VC, #SX. */
     .if (\number == 8) || ((\number >= 10) && (\number <= 14)) || (\number == 17) || (\number == 21) || (\number == 29) || (\number == 30)
+    RIFT_UNWIND(def_cfa_offset 48)
     .else
+    RIFT_UNWIND(def_cfa_offset 40)
     pushq $0
+    RIFT_UNWIND(def_cfa_offset 48)
     .endif
     pushq $\number
+    RIFT_UNWIND(def_cfa_offset 56)
     .byte 0xe9 /* jmp rel32: always the long form, so that all entries look alike */
     .long common - . - 4
     .endm
 
+    /* Of what the CPU has pushed: five words, above which is the end of the frame (CFA). It is no .cfi_signal_frame: LLDB
+     * leaves all frames of a file aside that has one. */
+    .macro begin_unwinding
+    RIFT_UNWIND(startproc simple)
+    RIFT_UNWIND(def_cfa %rsp, 56)
+    RIFT_UNWIND(offset %rip, -40)
+    RIFT_UNWIND(offset %rsp, -16)
+    .endm
+
+    .macro save register
+    pushq %\register
+    RIFT_UNWIND(adjust_cfa_offset 8)
+    RIFT_UNWIND(rel_offset %\register, 0)
+    .endm
+
+    .macro restore register
+    popq %\register
+    RIFT_UNWIND(adjust_cfa_offset -8)
+    RIFT_UNWIND(restore %\register)
+    .endm
+
+    RIFT_UNWIND_SECTIONS
     RIFT_CODE(.rift.text.vectors)
     RIFT_GLOBAL(rift_vectors)
     RIFT_FUNCTION(rift_vectors)
+    begin_unwinding
     .balign 64
 RIFT_C(rift_vectors):
     .set RIFT_LOCAL(number), 0
@@ -36,28 +63,31 @@ RIFT_C(rift_vectors):
     .set RIFT_LOCAL(number), RIFT_LOCAL(number) + 1
     .endr
     .balign ENTRY_BYTES, 0xcc
+    RIFT_UNWIND(endproc)
     RIFT_END(rift_vectors)
 
     RIFT_FUNCTION(common)
+    begin_unwinding
 common:
-    pushq %rax
-    pushq %rbx
-    pushq %rcx
-    pushq %rdx
-    pushq %rsi
-    pushq %rdi
-    pushq %rbp
-    pushq %r8
-    pushq %r9
-    pushq %r10
-    pushq %r11
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
+    save rax
+    save rbx
+    save rcx
+    save rdx
+    save rsi
+    save rdi
+    save rbp
+    save r8
+    save r9
+    save r10
+    save r11
+    save r12
+    save r13
+    save r14
+    save r15
     movq %rsp, %rdi /* the frame */
     movq %cr2, %rsi /* read before anything here can fault */
     movq %rsp, %rbx /* preserved by the call, whatever the alignment */
+    RIFT_UNWIND(def_cfa_register %rbx)
     xorl %ebp, %ebp /* back traces of the handler end here */
     cld
     andq $-64, %rsp
@@ -89,31 +119,36 @@ common:
 #endif
 #endif
     movq %rbx, %rsp
+    RIFT_UNWIND(def_cfa_register %rsp)
     testl %eax, %eax
-    popq %r15 /* POP leaves the flags of TEST alone */
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %r11
-    popq %r10
-    popq %r9
-    popq %r8
-    popq %rbp
-    popq %rdi
-    popq %rsi
-    popq %rdx
-    popq %rcx
-    popq %rbx
-    popq %rax
+    restore r15 /* POP leaves the flags of TEST alone */
+    restore r14
+    restore r13
+    restore r12
+    restore r11
+    restore r10
+    restore r9
+    restore r8
+    restore rbp
+    restore rdi
+    restore rsi
+    restore rdx
+    restore rcx
+    restore rbx
+    restore rax
     jz unhandled
     addq $16, %rsp /* vector and error code */
+    RIFT_UNWIND(adjust_cfa_offset -16)
     iretq
 
+    RIFT_UNWIND(adjust_cfa_offset 16)
 unhandled:
     .byte 0xa3 /* mov %eax, moffs64: an address of 64 bits, and no register is changed */
     .quad RIFT_DOORBELL + RIFT_DOORBELL_FAULT
     addq $16, %rsp /* only if the host, having repaired something, lets the thread go on */
+    RIFT_UNWIND(adjust_cfa_offset -16)
     iretq
+    RIFT_UNWIND(endproc)
     RIFT_END(common)
 
     RIFT_GLOBAL(rift_vectors_end)
