@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from debuggers import find_debugger
 from gdb_rsp import Client
 
 from rift_core.cli import status_of
 from rift_gdb.address import Address, parse_address
+from rift_gdb.clients import launch_configurations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,6 +97,7 @@ def put_client(folder: Path, name: str, status: int = 0) -> None:
     script = f"""#!{sys.executable}
 import json, re, sys
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from debuggers import find_debugger
 from gdb_rsp import Client
 from rift_gdb.address import parse_address
 json.dump(sys.argv[1:], open("called.json", "w"))
@@ -178,6 +182,7 @@ def test_ctrl_c_is_the_debuggers(rift: Run, words: list[str], tmp_path: Path) ->
     script = f"""#!{sys.executable}
 import os, signal, sys, time
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from debuggers import find_debugger
 from gdb_rsp import Client
 from rift_gdb.address import parse_address
 client = Client(parse_address(sys.argv[-1].split()[-1]))
@@ -229,6 +234,44 @@ def test_for_vs_code(rift: Run, words: list[str], tmp_path: Path) -> None:
     assert running.end() == 6
     data = json.loads((tmp_path / ".vscode" / "launch.json").read_text())
     assert {each.get("gdb-remote-port") for each in data["configurations"]} == {None, address.port}
+
+
+@pytest.mark.parametrize("debugger", ["gdb", "lldb"])
+@pytest.mark.parametrize("origin", ["system", "pypi"])
+def test_what_it_says_can_be_typed(
+    rift: Run, built: Callable[..., Path], debugger: str, origin: str, tmp_path: Path
+) -> None:
+    """Whatever the payload and the socket are called."""
+    program = find_debugger(debugger, origin)
+    payload = tmp_path / """my "guest's" own.elf"""
+    payload.write_bytes(built("x86_64").read_bytes())
+    running = rift("debug", str(payload), "--backend", "emulator", "--socket", str(tmp_path / "the socket"))
+    assert running.process.stderr is not None
+    while True:
+        said = running.process.stderr.readline()
+        assert said, "it has ended"
+        if said.startswith(f"rift:   {debugger} "):
+            break
+    words = shlex.split(said)[2:]
+    assert words[0] == str(payload)
+    line = [program, "-nx", "-q", "-batch", *words, "-ex", "bt"]
+    if debugger == "lldb":
+        line = [program, "-X", "-b", *words, "-o", "bt"]
+    answer = subprocess.run(
+        line, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    assert re.search(r"#0.*\bmain\b", answer.stdout), answer.stdout + answer.stderr
+
+
+def test_an_lldb_takes_what_is_written_for_codelldb(lldb: str, built: Callable[..., Path], tmp_path: Path) -> None:
+    payload = tmp_path / """my "guest's" \\own.elf"""
+    payload.write_bytes(built("x86_64").read_bytes())
+    codelldb = launch_configurations(parse_address("9999"), payload, "x86_64")[0]
+    answer = subprocess.run(
+        [lldb, "-X", "-b", "-o", *codelldb["targetCreateCommands"], "-o", "image lookup -n work"],
+        capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert "1 match found" in answer.stdout, answer.stdout + answer.stderr
 
 
 def test_other_machines_need_a_flag(rift: Run, words: list[str]) -> None:

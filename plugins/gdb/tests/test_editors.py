@@ -284,5 +284,6 @@ def test_what_is_written_for_editors_is_what_was_tried_here(debug: Debug) -> Non
     codelldb, lldb_dap, cppdbg = launch_configurations(debugged.server.address, path, debugged.isa)
     assert codelldb["processCreateCommands"] == [f"gdb-remote {debugged.server.address}"]
     assert lldb_dap["gdb-remote-port"] == debugged.server.address.port
+    assert codelldb["stopOnEntry"] is lldb_dap["stopOnEntry"] is cppdbg["stopAtConnect"] is True
     assert cppdbg["miDebuggerServerAddress"] == str(debugged.server.address)
     assert Path(cppdbg["miDebuggerPath"]).name == Path(find_program("gdb", debugged.isa)).name

@@ -85,6 +85,7 @@ def launch_configurations(address: Address, payload: Path, isa: str) -> list[dic
             "request": "attach",
             "targetCreateCommands": [f"target create {shlex.quote(program)}"],
             "processCreateCommands": [f"gdb-remote {address}"],
+            "stopOnEntry": True,
         },
         {
             "name": f"{_MARK}lldb-dap",
@@ -93,6 +94,7 @@ def launch_configurations(address: Address, payload: Path, isa: str) -> list[dic
             "program": program,
             "gdb-remote-port": address.port,
             "gdb-remote-hostname": host,
+            "stopOnEntry": True,
         },
         {
             "name": f"{_MARK}C/C++ (gdb)",
