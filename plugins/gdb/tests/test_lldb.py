@@ -9,9 +9,11 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from debuggers import SOURCE
 from terminal import Terminal
 
-from rift_core.testing.tools import skip_here
+from rift_core.build import build
+from rift_core.testing.tools import require_payload_compiler, skip_here
 from rift_gdb.address import parse_address
 from rift_gdb.clients import launch_configurations, target_of
 
@@ -381,5 +383,20 @@ def test_a_payload_that_was_moved(debug: Debug, session: Lldb) -> None:
     debugged.start()
     text = session.run(debugged, "breakpoint set -n twice\ncontinue\nbt\np counter\nprocess kill\n")
     assert "stop reason = breakpoint 1.1" in text
+    assert re.search(r"frame #0: .*`twice\(value=0\) at payload\.c:", text)
+    assert re.search(r"frame #1: .*`work\b.* at payload\.c:", text)
     assert "`main" in text
     assert re.search(r"\(volatile int\).* 7\b", text)
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "aarch64"])
+def test_lines_of_a_relocatable_payload(lldb: str, isa: str, tmp_path: Path) -> None:
+    """What the linker has dropped of the runtime does not stand in the way of what is there."""
+    require_payload_compiler(isa)
+    payload = build(SOURCE, tmp_path / "payload.elf", isa, optimize="0", pie=True).path
+    answer = subprocess.run(
+        [lldb, "-X", "-b", str(payload), "-o", "breakpoint set -n twice", "-o", "breakpoint set -n work"],
+        capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert re.search(r"`twice \+ \d+ at payload\.c:", answer.stdout), answer.stdout
+    assert re.search(r"`work \+ \d+ at payload\.c:", answer.stdout), answer.stdout
