@@ -183,3 +183,20 @@ def test_the_end_of_a_thread_among_others(debug: Debug) -> None:
     assert client.ask("vCont;c:1") == b"N"
     assert client.ask("qfThreadInfo") == b"m2"
     assert debugged.join().status == 6
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_the_status_is_that_of_the_first_thread_whichever_ends_last(debug: Debug, first: int) -> None:
+    debugged = debug("main", "stores")
+    client = debugged.begin()
+    assert client.ask(f"vCont;c:{first}") == b"N"
+    assert client.ask("vCont;c") == b"W06"
+    assert debugged.machine.threads[1].join(20).status == 9
+
+
+def test_a_thread_that_has_faulted_is_how_the_guest_has_ended(debug: Debug) -> None:
+    debugged = debug("main", "crash")
+    client = debugged.begin()
+    assert client.stop("vCont;c:2")["signal"] == 11
+    assert client.ask("vCont;C0b:2") == b"N"
+    assert client.ask("vCont;c")[:1] == b"X"

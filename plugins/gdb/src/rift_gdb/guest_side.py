@@ -97,9 +97,18 @@ class GuestSide(Inspection):
             if thread is None:
                 return
             thread.over = True
-            ended = Ended(thread, self._outcomes.pop(context, None))
+            ended = Ended(thread, self._outcomes.get(context))
         thread.disarm()
         self._report(ended)
+
+    def verdict(self, last: Ended) -> Stop | BaseException | None:
+        """How the whole guest has ended, ``last`` being the last run: as ``Machine.run`` has it, with the fault of a
+        thread that had one, else as the first thread has."""
+        with self._lock:
+            outcomes = [self._outcomes.get(thread.context) for thread in self.engine.threads]
+        candidates = (last.outcome, *outcomes)
+        faults = (outcome for outcome in candidates if isinstance(outcome, BaseException))
+        return next(faults, next((outcome for outcome in outcomes if outcome is not None), last.outcome))
 
     def answer(
         self, context: Context, exit: Exit, fault: GuestFault | None, describe: Callable[[], RiftError]

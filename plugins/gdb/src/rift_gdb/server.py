@@ -294,7 +294,7 @@ class Server:
         if not threads:
             last = self.last_stop_of(ended.thread)
             signal = last.signal if last is not None and last.reason == "fault" else SIGABRT
-            session.connection.send(end_reply(ended.outcome, signal))
+            session.connection.send(end_reply(self.target.verdict(ended), signal))
             session.over, session.after = True, "detached"
         elif "no-resumed" in session.features:
             session.connection.send(b"N")
