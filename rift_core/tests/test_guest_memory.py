@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from rift_core.errors import AddressError, MappingError
 from rift_core.guest_memory import GuestMemory
 from rift_core.heap import PhysicalHeap
-from rift_core.host_memory import PAGE_SIZE, HostMemory, aligned_buffer, buffer_address
+from rift_core.host_memory import PAGE_SIZE, HostMemory, aligned_buffer, buffer_address, touched
 from rift_core.memory import Gpa, MemoryRegion, Permission
+from rift_core.testing.tools import only_where
 
 
 def region(at: int, size: int) -> MemoryRegion:
@@ -126,3 +128,21 @@ def test_aligned_buffers_are_whole_pages() -> None:
 def test_the_address_of_a_read_only_buffer_is_known_too() -> None:
     data = b"0123456789"
     assert buffer_address(memoryview(data)[3:]) == buffer_address(data) + 3
+
+
+@only_where(sys.platform == "linux", "elsewhere guest memory is no file that has holes")
+def test_what_was_never_touched_is_known_and_stays_so() -> None:
+    memory = HostMemory(64 * PAGE_SIZE, "sparse")
+    assert touched(memory.view) == []
+    memory.view[5 * PAGE_SIZE + 7] = 1
+    memory.view[6 * PAGE_SIZE] = 1
+    memory.view[63 * PAGE_SIZE] = 1
+    pages = [range(5 * PAGE_SIZE, 7 * PAGE_SIZE), range(63 * PAGE_SIZE, 64 * PAGE_SIZE)]
+    assert touched(memory.view) == pages
+    assert touched(memory.view[6 * PAGE_SIZE : 8 * PAGE_SIZE]) == [range(PAGE_SIZE)]
+    assert touched(memory.view[7 * PAGE_SIZE : 8 * PAGE_SIZE]) == []
+
+
+def test_of_other_memory_all_counts_as_touched() -> None:
+    buffer = aligned_buffer(2 * PAGE_SIZE)
+    assert touched(buffer) == [range(2 * PAGE_SIZE)]

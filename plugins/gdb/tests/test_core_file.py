@@ -6,14 +6,16 @@ import os
 import re
 import struct
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from debuggers import gdb_for
+from elftools.elf.elffile import ELFFile
 
 from rift_core import open_machine
 from rift_core.cli import status_of
 from rift_core.errors import RiftError
+from rift_core.host_memory import touched
 from rift_gdb.elf_core import CoreError, CoreThread, write_core
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ SECONDS = 60.0
 def machine(kind: tuple[str, str], built: Callable[..., Path]) -> Callable[..., Machine]:
     """``machine(path, entry, ...)``: one that leaves a core file at ``path``."""
 
-    def make(path: Path, *entries: str, privilege: str = "supervisor") -> Machine:
+    def make(path: Path, *entries: str, privilege: str = "supervisor", **sections: Any) -> Machine:
         backend, isa = kind
         return open_machine(
             {
@@ -37,6 +39,7 @@ def machine(kind: tuple[str, str], built: Callable[..., Path]) -> Callable[..., 
                 "backend": backend,
                 "threads": [{"name": entry, "entry": entry, "privilege": privilege} for entry in entries],
                 "extensions": [{"name": "core-file", "path": str(path)}],
+                **sections,
             }
         )
 
@@ -177,3 +180,24 @@ def test_nothing_to_write(kind: tuple[str, str], machine: Callable[..., Machine]
             write_core(file, guest.engine, [], [])
         write_core(file, guest.engine, [CoreThread(1, {})], [])
     assert (tmp_path / "other").stat().st_size > 0
+
+
+def test_memory_that_was_never_touched_takes_none(
+    kind: tuple[str, str], machine: Callable[..., Machine], tmp_path: Path
+) -> None:
+    """Neither in the file nor in this process: reading it would make its pages."""
+    core, place, size = tmp_path / "core", 0x4_0000_0000, 0x1000_0000
+    with machine(core, "main", memory={"size": size + 0x100_0000}) as guest:
+        guest.map(place, size, "rw", largest_page=guest.isa.page_sizes[1])
+        guest.write_virtual(place + size // 2, b"here")
+        region = next(region for region in guest.memory.regions if region.size > size)
+        assert guest.run().status == 6
+    in_memory = sum(len(part) for part in touched(region.host))
+    assert in_memory < size // 8
+    assert core.stat().st_size > size
+    assert core.stat().st_blocks * 512 < size // 8
+    with core.open("rb") as file:
+        elf = ELFFile(file)
+        segment = next(s for s in elf.iter_segments() if s["p_vaddr"] == place)
+        file.seek(segment["p_offset"] + size // 2)
+        assert file.read(4) == b"here"

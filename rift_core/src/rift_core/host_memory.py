@@ -9,17 +9,22 @@ empty private pages in its place, so that a stale view reads zeros.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import _cffi_backend
 
 from rift_core.errors import MappingError
 from rift_core.forks import WHOLE
 from rift_core.interrupts import HELD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PAGE_SIZE = mmap.PAGESIZE
 ALIGNMENT = max(PAGE_SIZE, 0x4000)
@@ -92,6 +97,59 @@ def _empty_in_child() -> None:
     _give_up_descriptors()
 
 
+def touched(host: memoryview) -> list[range]:
+    """Where there are pages behind a region's bytes, as offsets into ``host``; all between them reads as zeros, and
+    reading it would make pages. Where nothing is known of it (other memory than :class:`HostMemory`; not Linux) that is
+    all of it.
+    """
+    whole = [range(host.nbytes)]
+    address = buffer_address(host)
+    try:
+        found = _memfd_behind(address, host.nbytes)
+        return whole if found is None else [part for part in _data(*found, host.nbytes) if part]
+    except OSError:
+        return whole
+
+
+def _memfd_behind(address: int, size: int) -> tuple[int, int] | None:
+    """The descriptor, which an mmap object keeps, and the place in its file: proc(5), /proc/pid/maps."""
+    if not hasattr(os, "SEEK_DATA") or not os.path.exists("/proc/self/maps"):
+        return None
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            words = line.split(maxsplit=5)
+            first, last = (int(word, 16) for word in words[0].split("-"))
+            if first <= address and address + size <= last:
+                if len(words) < 6 or not words[5].startswith(f"/memfd:{_NAME}"):
+                    return None
+                offset, inode = int(words[2], 16) + address - first, int(words[4])
+                return next(((number, offset) for number in _memfds() if os.fstat(number).st_ino == inode), None)
+    return None
+
+
+def _data(descriptor: int, start: int, size: int) -> Iterator[range]:
+    """lseek(2): SEEK_DATA and SEEK_HOLE; nobody uses the descriptor's own position."""
+    at, end = start, start + size
+    while at < end:
+        try:
+            at = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is no more
+                return
+            raise
+        hole = os.lseek(descriptor, at, os.SEEK_HOLE)
+        yield range(min(at, end) - start, min(hole, end) - start)
+        at = hole
+
+
+def _memfds() -> Iterator[int]:
+    """Descriptors of guest memory."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
+            if os.readlink(f"/proc/self/fd/{number}").startswith(f"/memfd:{_NAME}"):
+                yield number
+
+
 def _give_up_descriptors() -> None:
     """In a forked child: the descriptors that mmap objects keep would lead to the parent's guest memory.
 
@@ -99,14 +157,11 @@ def _give_up_descriptors() -> None:
     """
     if not os.path.isdir("/proc/self/fd"):
         return
-    for number in map(int, os.listdir("/proc/self/fd")):
-        try:
-            if os.readlink(f"/proc/self/fd/{number}").startswith(f"/memfd:{_NAME}"):
-                nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-                os.dup2(nothing, number, inheritable=False)
-                os.close(nothing)
-        except OSError:  # the descriptor of the listing itself
-            continue
+    for number in _memfds():
+        with contextlib.suppress(OSError):
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            os.dup2(nothing, number, inheritable=False)
+            os.close(nothing)
 
 
 os.register_at_fork(after_in_child=_empty_in_child)

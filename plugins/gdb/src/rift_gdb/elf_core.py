@@ -7,17 +7,20 @@ specification for the rest.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from rift_core.errors import AddressError, RiftError
+from rift_core.host_memory import touched
 from rift_core.memory import Permission
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rift_core.engine import Engine
     from rift_core.isa_debug import CoreNote, IsaDebug
+    from rift_core.memory import MemoryRegion
     from rift_gdb.address_map import MappedRun
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -109,28 +112,53 @@ def write_core(file: BinaryIO, engine: Engine, threads: Sequence[CoreThread], ru
     file.write(b"".join(headers))
     file.write(notes)
     at = -(-(table + len(notes)) // _PAGE) * _PAGE
+    places = _Touched()
     for run in runs:
-        _write_run(file, at, engine, run)
+        _write_run(file, at, engine, run, places)
         at += run.end - run.start
     file.truncate(at)
 
 
-def _write_run(file: BinaryIO, offset: int, engine: Engine, run: MappedRun) -> None:
-    physical, left = run.physical, run.end - run.start
-    while left:
+class _Touched:
+    """Which parts of each region hold anything; asked once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[range]] = {}
+
+    def inside(self, region: MemoryRegion, first: int, last: int) -> Iterator[range]:
+        """Guest-physical addresses, whole pages, of those in [first, last)."""
+        parts = self._known.get(region.guest_address)
+        if parts is None:
+            parts = self._known[region.guest_address] = touched(region.host)
+        base = region.guest_address
+        for part in parts[max(bisect_right(parts, first - base, key=lambda part: part.start) - 1, 0) :]:
+            start, stop = max(base + part.start, first), min(base + part.stop, last)
+            if base + part.start >= last:
+                return
+            if start < stop:
+                yield range(start, stop)
+
+
+def _write_run(file: BinaryIO, offset: int, engine: Engine, run: MappedRun, places: _Touched) -> None:
+    physical, end = int(run.physical), run.physical + run.end - run.start
+    while physical < end:
         region = engine.memory.find(physical)
         if region is None:  # taken away meanwhile
             return
-        size = min(left, region.end - physical, _PIECE)
-        try:
-            piece = bytes(engine.memory.view(physical, size))
-        except AddressError:
-            return
-        for start in range(0, size, _PAGE):
-            page = piece[start : start + _PAGE]
-            if page.count(0) != len(page):
-                file.seek(offset + start)
-                file.write(page)
-        offset += size
-        physical += size  # type: ignore[assignment]
-        left -= size
+        last = min(end, region.end)
+        for part in places.inside(region, physical, last):
+            for first in range(part.start, part.stop, _PIECE):
+                try:
+                    piece = bytes(engine.memory.view(first, min(_PIECE, part.stop - first)))
+                except AddressError:
+                    return
+                _write_pages(file, offset + first - run.physical, piece)
+        physical = last
+
+
+def _write_pages(file: BinaryIO, offset: int, piece: bytes) -> None:
+    for start in range(0, len(piece), _PAGE):
+        page = piece[start : start + _PAGE]
+        if page.count(0) != len(page):
+            file.seek(offset + start)
+            file.write(page)
