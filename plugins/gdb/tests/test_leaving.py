@@ -7,8 +7,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from rift_core import Stop
-from rift_core.errors import GuestExitError
+from rift_core.errors import GuestExitError, HypervisorError
 from rift_core.testing.tools import session
 from rift_gdb.stops import StopEvent
 
@@ -48,6 +50,49 @@ def test_a_thread_that_ended_with_debug_registers_set_starts_again_without(debug
     assert thread.join(SECONDS) == Stop(0, "killed")
     assert client.ask("D") == b"OK"
     assert thread.start(4).join(SECONDS).status == 12
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["new", "stopped"])
+def test_debug_registers_that_were_only_tried_out_are_not_left_set(debug: Debug, resumed: bool) -> None:
+    """How many fit is found out on a stopped thread, which is not set up for them if the client goes then."""
+    debugged = debug("spin", "spin_too")
+    client = debugged.begin()
+    bump = debugged.at("bump")
+    if resumed:
+        client.send("vCont;c")
+        assert counting(debugged, 1)
+        client.interrupt()
+        client.stop()
+    assert debugged.server.target._fits((bump,), ())
+    assert debugged.server.target._fits((bump, debugged.at("twice")), ())
+    client.close()
+    wait_for(lambda: not debugged.server.connected)
+    assert counting(debugged)
+    assert counting(debugged, 1)
+    assert [thread.state for thread in debugged.machine.threads] == ["running", "running"]
+
+
+def test_debug_registers_whose_setting_failed_are_taken_back(debug: Debug, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a backend has done before it failed is not known."""
+    debugged = debug("spin")
+    client = debugged.begin()
+    assert client.ask(f"Z1,{debugged.at('bump'):x},1") == b"OK"
+    vcpu = debugged.machine.threads[0].context.vcpu
+    assert vcpu is not None
+    set_debug = type(vcpu).set_debug
+
+    def half(self: Any, **wanted: Any) -> None:
+        set_debug(self, **wanted)
+        if wanted.get("breakpoints"):
+            raise HypervisorError("set_debug", 0, "failed half-way")
+
+    monkeypatch.setattr(type(vcpu), "set_debug", half)
+    assert client.stop("vCont;c")["signal"] == 2, "it cannot be set up"
+    monkeypatch.undo()
+    assert client.ask("D") == b"OK"
+    wait_for(lambda: not debugged.server.connected)
+    assert counting(debugged)
+    assert debugged.machine.threads[0].state == "running"
 
 
 def test_a_breakpoint_that_is_told_of_when_the_client_has_just_gone(debug: Debug) -> None:

@@ -10,6 +10,7 @@ from rift_core.backend import Watchpoint
 from rift_core.testing.leaks import TELLS_RESIDENT, resident
 from rift_core.testing.tools import only_where
 from rift_gdb.allocations import MOST_BYTES
+from rift_gdb.guest_thread import GuestThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +150,7 @@ def test_a_watchpoint_that_is_not_possible_does_not_stand_in_the_way_of_others(
     debug: Debug, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """x86-64's debug registers watch for writes, and for all accesses: never for reads alone."""
-    monkeypatch.setattr("rift_gdb.inspection._try", lambda thread, b, w: all(each.access != "read" for each in w))
+    monkeypatch.setattr(GuestThread, "takes", lambda thread, b, w: all(each.access != "read" for each in w))
     debugged = debug("stores")
     target, place = debugged.server.target, debugged.at("watched")
     debugged.begin()

@@ -9,11 +9,11 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rift_core.errors import AddressError, RiftError
+from rift_core.errors import AddressError, HypervisorError, RiftError, UnsupportedError
 from rift_gdb.stops import GO, Plan, StopEvent
 
 if TYPE_CHECKING:
-    from rift_core.backend import VCpu
+    from rift_core.backend import VCpu, Watchpoint
     from rift_core.context import Context
     from rift_core.isa_debug import IsaDebug, Place
     from rift_gdb.breakpoints import Arrangement
@@ -44,7 +44,8 @@ class GuestThread:
         self.over = False  # the run has ended; when the vCPU runs again, another object stands for it
         self._debug = debug
         self._means = means
-        self._settings: object = None  # what set_debug was given last
+        self._settings: object = None  # what set_debug was given last; None: nothing, or it failed
+        self._given = False  # it was given something, which may be in force
         self._trap = False  # the guest's own debug exceptions are on
         self._stepping = False  # from `start` on
         self._armed = False
@@ -110,6 +111,7 @@ class GuestThread:
         settings = (way == "exit", software, hardware, arranged.watchpoints)
         if settings != self._settings:
             self._settings = None
+            self._given = True
             vcpu.set_debug(
                 single_step=settings[0], software=software, breakpoints=hardware, watchpoints=arranged.watchpoints
             )
@@ -174,8 +176,27 @@ class GuestThread:
             self.calm()
             self._late = late
             self._abandon_step(vcpu)
-            if self._settings is not None:
-                vcpu.set_debug()
+            self._clear(vcpu)
         except RiftError:
             pass
         self._settings = None
+
+    def _clear(self, vcpu: VCpu) -> None:
+        """What is known of the settings does not count here: some may have been taken that failed, or were tried."""
+        if self._given:
+            vcpu.set_debug()
+            self._given = False
+
+    def takes(self, breakpoints: tuple[int, ...], watchpoints: tuple[Watchpoint, ...]) -> bool:
+        """Whether the debug registers take these. It stands, and is disarmed afterwards."""
+        vcpu = self.context.vcpu
+        if vcpu is None:
+            return False
+        self._given = True
+        try:
+            vcpu.set_debug(breakpoints=breakpoints, watchpoints=watchpoints)
+        except (HypervisorError, UnsupportedError):
+            return False
+        finally:
+            self.disarm()
+        return True

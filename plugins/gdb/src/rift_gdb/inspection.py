@@ -187,7 +187,7 @@ class Inspection:
             thread = next((t for t in self.threads if t.held), None)
             if thread is None:
                 return False
-            self._fitting[key] = self.ask(thread, lambda: _try(thread, breakpoints, watchpoints))
+            self._fitting[key] = self.ask(thread, lambda: thread.takes(breakpoints, watchpoints))
         return self._fitting[key]
 
     def watchpoint_count(self) -> int:
@@ -198,19 +198,6 @@ class Inspection:
             if self._fits((), tuple(Watchpoint(0x1000 + 8 * n, 8, "write") for n in range(count))):
                 return count
         return 0
-
-
-def _try(thread: GuestThread, breakpoints: tuple[int, ...], watchpoints: tuple[Watchpoint, ...]) -> bool:
-    vcpu = thread.context.vcpu
-    if vcpu is None:
-        return False
-    try:
-        vcpu.set_debug(breakpoints=breakpoints, watchpoints=watchpoints)
-    except (HypervisorError, UnsupportedError):
-        return False
-    finally:
-        thread.disarm()
-    return True
 
 
 def _vectors(engine: Engine) -> range:
