@@ -12,6 +12,7 @@ import pytest
 from rift_core import Stop
 from rift_core.errors import GuestExitError, HypervisorError
 from rift_core.testing.tools import session
+from rift_gdb.breakpoints import NOTHING
 from rift_gdb.stops import StopEvent
 
 if TYPE_CHECKING:
@@ -211,7 +212,8 @@ def test_ctrl_c_at_the_end_of_the_step_off_a_breakpoint(debug: Debug) -> None:
     assert client.stop("vCont;c")["signal"] == 5
 
 
-def test_a_step_whose_exception_comes_when_the_client_has_gone(debug: Debug) -> None:
+@pytest.mark.parametrize("before", ["at-once", "taken-back", "resumed"])
+def test_a_step_whose_exception_comes_when_the_client_has_gone(debug: Debug, before: str) -> None:
     """It was on its way through the guest's vectors, with the trap flag in its frame."""
     debugged = debug("spin", privilege="user")
     if debugged.isa != "x86_64":
@@ -223,6 +225,10 @@ def test_a_step_whose_exception_comes_when_the_client_has_gone(debug: Debug) -> 
 
     def late() -> None:
         thread.trapped()
+        if before == "taken-back":
+            disarm()
+        elif before == "resumed":
+            thread.arm(NOTHING)
         disarm()
         vcpu = thread.context.vcpu
         assert vcpu is not None

@@ -118,9 +118,11 @@ class GuestThread:
             self._settings = settings
         if way == "vector" or (arranged.patched and "vector" in self._means.instruction.values()):
             self._divert(vcpu)
-        if (way == "vector") != self._trap:
-            self._debug.step_by_exception(vcpu, way == "vector")
-            self._trap = way == "vector"
+        if way != "vector":
+            self._untrap(vcpu)
+        elif not self._trap:
+            self._debug.step_by_exception(vcpu, True)
+            self._trap = True
 
     def _divert(self, vcpu: VCpu) -> None:
         """Debug exceptions come to the host, past the payload's own handlers, until :meth:`disarm`."""
@@ -157,9 +159,16 @@ class GuestThread:
 
     def calm(self) -> None:
         """Take the guest's own debug exceptions off: it has stopped, and shows its registers."""
-        self._late = False
         vcpu = self.context.vcpu
-        if self._trap and vcpu is not None:
+        if vcpu is not None:
+            self._untrap(vcpu)
+        self._late = False
+
+    def _untrap(self, vcpu: VCpu) -> None:
+        """The same where it stands anywhere: the exception may have happened, and come later, however often the thread
+        is set up anew before."""
+        if self._trap:
+            self._late = True
             self._debug.step_by_exception(vcpu, False)
             self._trap = False
 
@@ -167,14 +176,12 @@ class GuestThread:
         """Nothing stops it any more; a failure has nobody to tell."""
         self.plan = GO
         self._armed = False
-        late = self._trap
         self._undivert()
         vcpu = self.context.vcpu
         if vcpu is None:
             return
         try:
-            self.calm()
-            self._late = late
+            self._untrap(vcpu)
             self._abandon_step(vcpu)
             self._clear(vcpu)
         except RiftError:
