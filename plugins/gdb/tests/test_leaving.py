@@ -243,6 +243,45 @@ def test_a_step_whose_exception_comes_when_the_client_has_gone(debug: Debug, bef
         assert not debugged.machine.threads[0].registers["rflags"] & 0x100
 
 
+@pytest.mark.parametrize("before", ["at-once", "taken-back", "resumed"])
+def test_a_breakpoint_whose_exception_comes_when_the_client_has_gone(debug: Debug, before: str) -> None:
+    """It was on its way through the guest's vectors when the instruction went."""
+    debugged = debug("spin", privilege="user")
+    target, place, machine = debugged.server.target, debugged.at("bump"), debugged.machine
+    if target.means.instruction["user"] != "vector":
+        session().skip("breakpoint instructions in user mode are exits of their own here")
+    client = debugged.begin()
+    assert client.ask(f"Z0,{place:x},1") == b"OK"
+    client.stop("vCont;c")
+    (thread,) = target.threads
+    arranged, classify, disarm = target._arranged, target._events.classify, thread.disarm
+    assert place in arranged.patched
+    own = machine.read_virtual(place, len(target.debug.breakpoint))
+    came = threading.Event()
+
+    def late() -> None:
+        thread.arm(arranged)
+        if before == "taken-back":
+            disarm()
+        elif before == "resumed":
+            thread.arm(NOTHING)
+        disarm()
+        machine.write_virtual(place, target.debug.breakpoint)
+
+    def arrives(*words: Any) -> Any:
+        machine.write_virtual(place, own)
+        came.set()
+        return classify(*words)
+
+    thread.disarm = late  # type: ignore[method-assign]
+    target._events.classify = arrives  # type: ignore[method-assign]
+    assert client.ask("D") == b"OK"
+    assert came.wait(SECONDS)
+    thread.disarm = disarm  # type: ignore[method-assign]
+    assert counting(debugged)
+    assert machine.threads[0].state == "running"
+
+
 def test_a_stop_that_the_server_has_taken_closes_no_gate(debug: Debug) -> None:
     """The thread looks once more at the moment at which the guest is let go."""
     debugged = debug("spin")

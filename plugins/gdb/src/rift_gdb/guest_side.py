@@ -125,7 +125,7 @@ class GuestSide(Inspection):
         stop = self._events.classify(thread, exit, fault, describe)
         if stop is None:
             return Resume()
-        thread.calm()
+        thread.arrived()
         thread.forget()
         guests_own = stop.reason in ("fault", "trap")
         with self._lock:  # who detaches comes before, and is seen, or after, and finds the stop

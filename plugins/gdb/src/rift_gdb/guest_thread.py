@@ -47,9 +47,10 @@ class GuestThread:
         self._settings: object = None  # what set_debug was given last; None: nothing, or it failed
         self._given = False  # it was given something, which may be in force
         self._trap = False  # the guest's own debug exceptions are on
+        self._vectored = False  # breakpoints that it may come upon are the guest's own exceptions
         self._stepping = False  # from `start` on
         self._armed = False
-        self._late = False  # a step was taken back that may have happened already
+        self._late = False  # a step or breakpoint was taken back that may have happened already
         self._diverted: dict[int, tuple[bytes, bytes]] = {}  # by address: what stood there, what does now
 
     def __repr__(self) -> str:
@@ -67,8 +68,8 @@ class GuestThread:
 
     @property
     def armed(self) -> bool:
-        """Whether the vCPU may still stop for the debugger: it has been set up, and that was not taken back yet, or a
-        step's exception may be on its way through the guest's vectors."""
+        """Whether the vCPU may still stop for the debugger: it has been set up, and that was not taken back yet, or an
+        exception of a step or a breakpoint may be on its way through the guest's vectors."""
         return self._armed or self._late
 
     def forget(self) -> None:
@@ -116,7 +117,11 @@ class GuestThread:
                 single_step=settings[0], software=software, breakpoints=hardware, watchpoints=arranged.watchpoints
             )
             self._settings = settings
-        if way == "vector" or (arranged.patched and "vector" in self._means.instruction.values()):
+        vectored = bool(arranged.patched) and "vector" in self._means.instruction.values()
+        if self._vectored and not vectored:
+            self._late = True
+        self._vectored = vectored
+        if way == "vector" or vectored:
             self._divert(vcpu)
         if way != "vector":
             self._untrap(vcpu)
@@ -158,11 +163,16 @@ class GuestThread:
         self._trap = True
 
     def calm(self) -> None:
-        """Take the guest's own debug exceptions off: it has stopped, and shows its registers."""
+        """Take the guest's own debug exceptions off: one has come, and nothing else is on its way."""
         vcpu = self.context.vcpu
         if vcpu is not None:
             self._untrap(vcpu)
         self._late = False
+
+    def arrived(self) -> None:
+        """It has stopped, and shows its registers; before it goes on it is set up anew."""
+        self.calm()
+        self._vectored = False
 
     def _untrap(self, vcpu: VCpu) -> None:
         """The same where it stands anywhere: the exception may have happened, and come later, however often the thread
@@ -181,6 +191,9 @@ class GuestThread:
         if vcpu is None:
             return
         try:
+            if self._vectored:
+                self._late = True
+                self._vectored = False
             self._untrap(vcpu)
             self._abandon_step(vcpu)
             self._clear(vcpu)
