@@ -64,6 +64,8 @@ class Events:
             return StopEvent("fault", crash_signal(exit), exit.address, text=str(describe()).partition("\n")[0])
         happened = debug.debug_event(fault, vcpu)
         debug.undo_fault(fault, vcpu)
+        if thread.late or (happened is not None and happened.kind == "step"):
+            thread.trapped()
         if happened is None and self._fetch_stops(thread, fault):
             return self._breakpoint(fault.pc)
         if happened is None:
@@ -71,8 +73,6 @@ class Events:
             return StopEvent("fault", signal, fault.pc, text=self._describe_fault(fault))
         if happened.pc != fault.pc:
             vcpu.write_registers({self._target.engine.isa.program_counter: happened.pc})
-        if happened.kind == "step":
-            thread.trapped()
         kinds = {"step": _STEP, "software": _SOFTWARE, "hardware": _HARDWARE, "watchpoint": _WATCHPOINT}
         return self._debug_event(thread, kinds[happened.kind], happened.pc, happened.address)
 
@@ -110,7 +110,7 @@ class Events:
         vcpu = thread.context.vcpu
         if vcpu is not None and thread.exception_stack is None and self.begins_exception(pc):
             self._target.debug.forget_step(vcpu, self._target.engine, thread.start)
-        if plan.kind == "go" and not self._arranged.compared:
+        if plan.kind == "go" and not (self._arranged.compared and self._target.attended):
             thread.calm()  # a step that was given up while its exception was on its way
             return self._breakpoint(pc) if pc in self._arranged.hardware else None
         if plan.kind == "over":

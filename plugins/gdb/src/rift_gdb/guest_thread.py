@@ -72,6 +72,11 @@ class GuestThread:
         exception of a step or a breakpoint may be on its way through the guest's vectors."""
         return self._armed or self._late
 
+    @property
+    def late(self) -> bool:
+        """Whether one may be."""
+        return self._late
+
     def forget(self) -> None:
         """The guest goes on: what is known of its registers is out of date. Any thread."""
         self.image = None
@@ -159,7 +164,7 @@ class GuestThread:
             self.start, self.exception_stack = start, stack
 
     def trapped(self) -> None:
-        """A step has come as an exception of the guest's own, and what was undone has brought them back."""
+        """What was undone has brought them back: a step's, or a breakpoint's that came while one was on its way."""
         self._trap = True
 
     def calm(self) -> None:
