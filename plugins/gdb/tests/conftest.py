@@ -15,7 +15,7 @@ from rift_core import Machine, Stop, open_machine
 from rift_core.assembly import host_isa
 from rift_core.build import build
 from rift_core.catalog import Catalog
-from rift_core.testing.tools import require_backend, require_payload_compiler, session
+from rift_core.testing.tools import require_backend, require_macho_compiler, require_payload_compiler, session
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for gdb_rsp and debuggers: importlib mode does not do it
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from gdb_rsp import Client
 
+    from rift_core.build import Format
     from rift_core.thread import Thread
     from rift_gdb.server import Server
 
@@ -36,15 +37,15 @@ SECONDS = 20.0
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``built(isa)``: the payload, made once."""
     folder = tmp_path_factory.mktemp("payload")
-    made: dict[tuple[str, bool], Path] = {}
+    made: dict[tuple[str, bool, Format], Path] = {}
 
-    def make(isa: str, *, pie: bool = False) -> Path:
-        if (isa, pie) not in made:
-            require_payload_compiler(isa)
-            output = folder / f"payload-{isa}{'-pie' if pie else ''}.elf"
-            build(HERE / "payload.c", output, isa, optimize="1", pie=pie)
-            made[isa, pie] = output
-        return made[isa, pie]
+    def make(isa: str, *, pie: bool = False, format: Format = "elf") -> Path:
+        if (isa, pie, format) not in made:
+            (require_payload_compiler if format == "elf" else require_macho_compiler)(isa)
+            output = folder / f"payload-{isa}{'-pie' if pie else ''}.{format}"
+            build(HERE / "payload.c", output, isa, optimize="1", pie=pie, format=format)
+            made[isa, pie, format] = output
+        return made[isa, pie, format]
 
     return make
 
@@ -124,11 +125,16 @@ def debug(kind: tuple[str, str], built: Callable[..., Path]) -> Iterator[Callabl
     made: list[Debugged] = []
 
     def make(
-        *entries: str, privilege: str = "supervisor", pie: bool = False, sections: Any = None, **settings: Any
+        *entries: str,
+        privilege: str = "supervisor",
+        pie: bool = False,
+        format: Format = "elf",
+        sections: Any = None,
+        **settings: Any,
     ) -> Debugged:
         options = {"listen": "0", "wait": True, **settings}
         configuration = {
-            "binary": {"path": str(built(isa, pie=pie))},
+            "binary": {"path": str(built(isa, pie=pie, format=format))},
             "backend": backend,
             "threads": [{"name": entry, "entry": entry, "privilege": privilege} for entry in entries],
             "debug": options,

@@ -129,7 +129,7 @@ static int skip_fault(uint64_t vector, uint64_t error, struct rift_frame *frame,
     if (rift_cause(vector, error) != RIFT_CAUSE_PAGE_FAULT || fault_address != 0xdead0000)
         return 0;
     counter = 100;
-    extern char after_the_fault[];
+    extern char after_the_fault[] __asm__("after_the_fault"); /* Mach-O would want an underscore */
     *rift_frame_pc(frame) = (uintptr_t)after_the_fault;
     return 1;
 }

@@ -13,7 +13,7 @@ from debuggers import SOURCE
 from terminal import Terminal
 
 from rift_core.build import build
-from rift_core.testing.tools import require_payload_compiler, skip_here
+from rift_core.testing.tools import require_payload_compiler, require_tool, skip_here
 from rift_gdb.address import parse_address
 from rift_gdb.clients import launch_configurations, target_of
 
@@ -387,6 +387,64 @@ def test_a_payload_that_was_moved(debug: Debug, session: Lldb) -> None:
     assert re.search(r"frame #1: .*`work\b.* at payload\.c:", text)
     assert "`main" in text
     assert re.search(r"\(volatile int\).* 7\b", text)
+
+
+def test_a_macho_payload(debug: Debug, session: Lldb, privilege: str) -> None:
+    """Names without the compiler's tables, which are not in the file itself."""
+    debugged = debug("main", privilege=privilege, format="macho")
+    debugged.start()
+    text = session.run(debugged, "breakpoint set -n twice\ncontinue\nbt\nfinish\nbreakpoint delete -f\ncontinue\n")
+    assert "stop reason = breakpoint 1.1" in text
+    names = re.findall(r"frame #\d+: 0x[0-9a-f]+ \S+`(\w+)", text[text.index("(lldb) bt") :])
+    assert names[:3] == ["twice", "work", "main"]
+    assert "stop reason = step out" in text
+    assert "exited with status = 6" in text
+    assert debugged.join().status == 6
+
+
+@pytest.mark.parametrize("base", [None, 0x3_4000_0000])
+def test_a_macho_payload_with_its_dsym(debug: Debug, session: Lldb, base: int | None) -> None:
+    require_tool("dsymutil", package="llvm")
+    moved = {} if base is None else {"loader": {"name": "macho", "base": base}}
+    debugged = debug("main", pie=base is not None, format="macho", sections=moved)
+    debugged.start()
+    path = debugged.machine.binary.path
+    assert path is not None
+    text = session.run(
+        debugged,
+        f"""target symbols add {path}.dSYM/Contents/Resources/DWARF/{path.name}
+breakpoint set -n twice
+continue
+bt
+frame variable value
+p counter
+breakpoint delete -f
+expression twice(4)
+continue
+""",
+    )
+    assert base is None or f" {debugged.at('main'):#018x} " in text
+    assert "stop reason = breakpoint 1.1" in text
+    assert re.search(r"frame #0: .*`twice\(value=0\) at payload\.c:", text)
+    assert re.search(r"frame #1: .*`work\b.* at payload\.c:", text)
+    assert re.search(r"frame #2: .*`main\b.* at payload\.c:", text)
+    assert "(int) value = 0" in text
+    assert re.search(r"\(volatile int\).* 7\b", text)
+    assert re.search(r"\(int\) \$\d+ = 8\b", text)
+    assert "exited with status = 6" in text
+
+
+def test_a_macho_payload_is_found_without_its_name(debug: Debug, session: Lldb) -> None:
+    debugged = debug("main", format="macho")
+    debugged.start()
+    lines = ["settings set auto-confirm true", target_of("lldb", debugged.server.address), "breakpoint set -n twice"]
+    words = [word for line in (*lines, "continue", "process kill") for word in ("-o", line)]
+    answer = subprocess.run(
+        [session.program, "-X", "-b", *words],
+        capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert "stop reason = breakpoint 1.1" in answer.stdout
+    assert "`twice" in answer.stdout
 
 
 @pytest.mark.parametrize("isa", ["x86_64", "aarch64"])

@@ -330,6 +330,19 @@ def require_payload_compiler(isa: str, name: str | None = None) -> Compiler:
         session().skip(str(error))
 
 
+def require_macho_compiler(isa: str) -> None:
+    """What makes Mach-O payloads for ``isa``; the test is skipped, or fails under ``--rift-require``, without it."""
+    from rift_core.build_macho import find_compiler
+    from rift_core.build_target import BuildError, Target, isa_sources
+
+    try:
+        find_compiler(Target.read(isa, isa_sources(isa)))
+    except BuildError as error:
+        if session().required:
+            pytest.fail(f"--rift-require: {error}", pytrace=False)
+        session().skip(str(error))
+
+
 def require_tool(name: str, *, package: str = "") -> str:
     """Path of a program; the test is skipped, or fails under ``--rift-require``, where it is missing.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rift_core.memory import Permission
 from rift_gdb.connection import to_hex
 from rift_gdb.errors import INVALID, PacketError
+from rift_gdb.macho_image import read_image
 from rift_gdb.packets.arguments import number
 from rift_gdb.packets.registry import packet
 
@@ -21,6 +22,10 @@ _LARGEST_ALLOCATION = 1 << 24
 _MOST_PAGES = 4096  # of one region: LLDB asks for the rest
 _PROCESS = 1
 """The process id that is told: a real one would make LLDB look for that process's program on its own machine."""
+
+_MACOS = "11.0.0"
+"""The version that is told with Mach-O payloads: from 10.12 on, LLDB asks the server where they stand. For older
+ones it reads structures of macOS's loader, which are not in the guest."""
 
 
 @packet("QThreadSuffixSupported")
@@ -36,15 +41,29 @@ def list_threads(session: Session, arguments: bytes) -> bytes:
     return b"OK"
 
 
+def _system(session: Session, number: str) -> list[str]:
+    """What the guest runs on, in words: no operating system, but for Mach-O files, which LLDB drops without Apple's.
+
+    :param number: how the packet writes numbers: that is not the same for all.
+    """
+    image = read_image(session.target.engine.plan.binary)
+    if image is None:
+        return [f"triple:{to_hex(session.target.debug.triple.encode()).decode()}"]
+    cpu, subtype = image.cpu
+    return [f"cputype:{cpu:{number}}", f"cpusubtype:{subtype:{number}}", "ostype:macosx", "vendor:apple"]
+
+
 def _host(session: Session) -> str:
     debug = session.target.debug
     words = [
-        f"triple:{to_hex(debug.triple.encode()).decode()}",
+        *_system(session, "d"),
         "ptrsize:8",
         "endian:little",
         f"vm-page-size:{session.target.engine.page}",
         f"watchpoint_exceptions_received:{'after' if debug.watch_is_late else 'before'}",
     ]
+    if read_image(session.target.engine.plan.binary) is not None:
+        words.append(f"os_version:{_MACOS}")
     ranges = session.target.engine.isa.virtual_ranges
     bits = ranges[0].stop.bit_length() - 1
     if len(ranges) > 1 and bits < 64:
@@ -54,16 +73,28 @@ def _host(session: Session) -> str:
 
 @packet("qHostInfo")
 def host_info(session: Session, arguments: bytes) -> bytes:
-    """The machine: never one with an operating system that LLDB knows."""
+    """The machine: one with an operating system that LLDB knows for Mach-O payloads only."""
     return _host(session).encode()
 
 
 @packet("qProcessInfo")
 def process_info(session: Session, arguments: bytes) -> bytes:
     """The process, which is none."""
-    debug = session.target.debug
-    triple = to_hex(debug.triple.encode()).decode()
-    return f"pid:{_PROCESS:x};triple:{triple};ptrsize:8;endian:little;".encode()
+    words = [f"pid:{_PROCESS:x}", *_system(session, "x"), "ptrsize:8", "endian:little"]
+    return (";".join(words) + ";").encode()
+
+
+@packet("jGetLoadedDynamicLibrariesInfos")
+def loaded_images(session: Session, arguments: bytes) -> bytes:
+    """Where a Mach-O payload stands. Asked without arguments: whether that can be told."""
+    binary = session.target.engine.plan.binary
+    image = read_image(binary)
+    path = session.server.payloads.own or binary.path
+    if image is None or path is None:
+        return b""
+    if not arguments.removeprefix(b":"):
+        return b"OK"
+    return json.dumps({"images": [image.describe(path)]}).encode()
 
 
 @packet("qWatchpointSupportInfo")
