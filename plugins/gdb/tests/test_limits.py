@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
+
+import pytest
 
 from rift_core.backend import Watchpoint
 from rift_core.testing.leaks import TELLS_RESIDENT, resident
 from rift_core.testing.tools import only_where
 from rift_gdb.allocations import MOST_BYTES
+from rift_gdb.errors import PacketError
 from rift_gdb.guest_thread import GuestThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
     from conftest import Debugged
     from gdb_rsp import Client
 
     Debug = Callable[..., Debugged]
 
 GROWTH = 16 << 20
+SECONDS = 20.0
 
 
 def open_file(client: Client, debugged: Debugged) -> int:
@@ -156,3 +160,27 @@ def test_a_watchpoint_that_is_not_possible_does_not_stand_in_the_way_of_others(
     debugged.begin()
     assert not target._fits((), (Watchpoint(place, 8, "read"),))
     assert target._fits((), (Watchpoint(place, 8, "write"),))
+
+
+def test_what_was_given_up_is_not_done_later(debug: Debug, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was told that a thread does not answer does not find its registers changed a moment later."""
+    debugged = debug("spin")
+    debugged.begin()
+    target = debugged.server.target
+    (thread,) = target.threads
+    busy, free, done = threading.Event(), threading.Event(), threading.Event()
+
+    def take_long() -> None:
+        busy.set()
+        assert free.wait(SECONDS)
+
+    thread.context.post(take_long)
+    assert busy.wait(SECONDS)
+    with monkeypatch.context() as patched:
+        patched.setattr("rift_gdb.inspection._REQUEST_SECONDS", 0.05)
+        patched.setattr(GuestThread, "held", True)  # it was, a moment ago
+        with pytest.raises(PacketError, match="does not answer"):
+            target.ask(thread, done.set)
+    free.set()
+    thread.context.post(lambda: None).result(SECONDS)
+    assert not done.is_set()

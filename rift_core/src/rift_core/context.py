@@ -284,10 +284,15 @@ class Context:
         self._kick()
 
     def post(self, function: Callable[[], T]) -> Future[T]:
-        """Have ``function`` called on the owner, between two entries. Any thread but the owner."""
+        """Have ``function`` called on the owner, between two entries. Any thread but the owner.
+
+        A future that is cancelled in time is not served.
+        """
         future: Future[T] = Future()
 
         def serve() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except BaseException as error:

@@ -85,7 +85,10 @@ class Writer:
                 if context is not faulted and context.held:
                     with contextlib.suppress(RiftError, TimeoutError):
                         found = context.post(lambda context=context: _read(context))  # type: ignore[misc]
-                        threads.append(CoreThread(context.index + 1, found.result(_PAUSE_SECONDS)))
+                        try:
+                            threads.append(CoreThread(context.index + 1, found.result(_PAUSE_SECONDS)))
+                        finally:
+                            found.cancel()
             known = {thread.number for thread in threads}
             threads += [CoreThread(at + 1, r) for at, r in sorted(self._ended.items()) if at + 1 not in known]
             runs = [run for run in AddressMap(engine).runs() if engine.memory.find(run.physical) is not None]

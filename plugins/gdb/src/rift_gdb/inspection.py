@@ -92,7 +92,11 @@ class Inspection:
                 raise PacketError(f"thread {name} is inside an exit handler and cannot be looked at", NOT_THERE)
             time.sleep(0.0005)
         try:
-            return thread.context.post(function).result(_REQUEST_SECONDS)
+            future = thread.context.post(function)
+            try:
+                return future.result(_REQUEST_SECONDS)
+            finally:
+                future.cancel()  # unless it is over: who was told that it has failed does not find it done later
         except FutureTimeoutError:
             raise PacketError(f"thread {thread.context.name} does not answer", NOT_THERE) from None
         except StateError as error:

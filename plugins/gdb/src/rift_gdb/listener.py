@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,15 @@ if TYPE_CHECKING:
 
     from rift_gdb.address import Address
 
+LOG = logging.getLogger("rift.gdb")
+
 _BACKLOG = 4
+
+_NOTHING_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Why a client that waits cannot be accepted: it goes on waiting, and its socket can be read at any look."""
+
+_REST_SECONDS = 0.2
+"""How long nobody looks at it then."""
 
 
 class ListenError(RiftError):
@@ -33,6 +43,8 @@ class Listener:
     def __init__(self, address: Address) -> None:
         self.sockets: list[socket.socket] = []
         self._path: Path | None = None
+        self._rests_until = 0.0
+        self._failing = False  # and that has been logged
         self.address = address
         try:
             if address.path is not None:
@@ -42,6 +54,8 @@ class Listener:
         except BaseException:
             self.close()
             raise
+        for server in self.sockets:
+            server.setblocking(False)  # who has come may have gone, or be refused, before it is accepted
 
     def _listen_on_path(self, path: Path) -> None:
         _remove_stale(path)
@@ -89,25 +103,38 @@ class Listener:
             raise ListenError(f"cannot listen on {address}: {why}")
         self.address = address
 
-    def descriptors(self) -> list[int]:
-        """What to wait for."""
-        return [server.fileno() for server in self.sockets]
+    def descriptors(self) -> tuple[list[int], float | None]:
+        """What to wait for, and how many seconds at most, if these are not all."""
+        rest = self._rests_until - time.monotonic()
+        if rest > 0:
+            return [], rest
+        return [server.fileno() for server in self.sockets], None
 
     def accept(self, descriptor: int) -> tuple[socket.socket, str] | None:
-        """The client that has come, and who it is; None: it has gone again."""
+        """The client that has come, and who it is; None: it has gone again, or must wait: the process has no file
+        descriptor left for it."""
         for server in self.sockets:
             if server.fileno() != descriptor:
                 continue
             try:
                 client, peer = server.accept()
-            except OSError:
+            except OSError as error:
+                if error.errno in _NOTHING_LEFT:
+                    self._rest(error)
                 return None
+            self._failing = False
             client.setblocking(False)
             if client.family != socket.AF_UNIX:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 _notice_silence(client)
             return client, str(peer[0]) if peer and client.family != socket.AF_UNIX else "this machine"
         return None
+
+    def _rest(self, error: OSError) -> None:
+        self._rests_until = time.monotonic() + _REST_SECONDS
+        if not self._failing:
+            self._failing = True
+            LOG.warning("a debugger that has come waits until it can be accepted: %s", error.strerror)
 
     def abandon(self) -> None:
         """Close this process's descriptors; another process goes on listening."""

@@ -154,12 +154,9 @@ class Server:
     # -- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        poll = select.poll()
-        for descriptor in (self._waker.descriptor, *self._listener.descriptors()):
-            poll.register(descriptor, select.POLLIN)
         try:
             while not self._closing:
-                for descriptor, _ in poll.poll():
+                for descriptor in self._wait():
                     if descriptor == self._waker.descriptor:
                         self._waker.rest()
                         self.target.idle()
@@ -171,6 +168,14 @@ class Server:
             self.target.detach()
             self._listener.close()
             self._waker.close()
+
+    def _wait(self) -> list[int]:
+        """Descriptors that can be read; none: look again."""
+        poll = select.poll()
+        descriptors, seconds = self._listener.descriptors()
+        for descriptor in (self._waker.descriptor, *descriptors):
+            poll.register(descriptor, select.POLLIN)
+        return [descriptor for descriptor, _ in poll.poll(None if seconds is None else 1000 * seconds)]
 
     def _serve(self, client: socket.socket, peer: str) -> None:
         """One client, from hello to goodbye."""
@@ -196,9 +201,10 @@ class Server:
             connection.close()
 
     def _converse(self, session: Session) -> None:
-        own = [self._waker.descriptor, *self._listener.descriptors()]
         while not session.over and not self._closing:
-            incoming = session.connection.next([*own, *self._refusals.descriptors])
+            others, seconds = self._listener.descriptors()
+            watched = [self._waker.descriptor, *others, *self._refusals.descriptors]
+            incoming = session.connection.next(watched, seconds)
             if incoming.event is Event.READABLE and incoming.source != self._waker.descriptor:
                 # Somebody else comes. What this client has sent before, such as its goodbye, comes first.
                 before = session.connection.next((), 0)
