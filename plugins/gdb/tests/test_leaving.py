@@ -11,7 +11,7 @@ import pytest
 
 from rift_core import Stop
 from rift_core.errors import GuestExitError, HypervisorError
-from rift_core.testing.tools import session
+from rift_core.testing.tools import require_backend, require_capability, session
 from rift_gdb.breakpoints import NOTHING
 from rift_gdb.stops import StopEvent
 
@@ -53,6 +53,14 @@ def test_a_thread_that_ended_with_debug_registers_set_starts_again_without(debug
     assert thread.start(4).join(SECONDS).status == 12
 
 
+@pytest.fixture
+def debug_registers(kind: tuple[str, str]) -> None:
+    """There are some for breakpoints, and they work."""
+    backend, isa = kind
+    require_capability(backend, isa, require_backend(backend), "debug_hw_breakpoint")
+
+
+@pytest.mark.usefixtures("debug_registers")
 @pytest.mark.parametrize("resumed", [False, True], ids=["new", "stopped"])
 def test_debug_registers_that_were_only_tried_out_are_not_left_set(debug: Debug, resumed: bool) -> None:
     """How many fit is found out on a stopped thread, which is not set up for them if the client goes then."""
@@ -73,6 +81,7 @@ def test_debug_registers_that_were_only_tried_out_are_not_left_set(debug: Debug,
     assert [thread.state for thread in debugged.machine.threads] == ["running", "running"]
 
 
+@pytest.mark.usefixtures("debug_registers")
 def test_debug_registers_whose_setting_failed_are_taken_back(debug: Debug, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a backend has done before it failed is not known."""
     debugged = debug("spin")
