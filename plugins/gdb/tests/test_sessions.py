@@ -454,7 +454,7 @@ def test_a_server_that_cannot_listen_leaves_the_machine_as_it_was(
         with pytest.raises(ListenError, match="in use"):
             machine.debug(listen=f"127.0.0.1:{taken.getsockname()[1]}", wait=True)
         assert machine.call("twice", 4, timeout=SECONDS) == 8
-        assert not before or len(os.listdir("/proc/self/fd")) == len(before)
+        assert not before or len(os.listdir("/proc/self/fd")) <= len(before)
 
 
 def test_a_closed_server_writes_to_nobody_elses_file(debug: Debug, tmp_path: Path) -> None:
