@@ -55,16 +55,18 @@ def target_of(kind: str, address: Address) -> str:
 
 def command_line(kind: str, program: str, address: Address, payload: Path | None) -> list[str]:
     """Program and arguments of a debugger that connects at once."""
-    files = [str(payload)] if payload is not None else []
-    option = "-ex" if kind == "gdb" else "-o"
     first = ["-q"] if kind == "gdb" else ["-o", _LLDB_MONITOR]
-    return [program, *first, *files, option, target_of(kind, address)]
+    return [program, *first, *_connecting(kind, address, payload)]
 
 
 def shell_line(kind: str, address: Address, payload: Path | None) -> str:
     """What a user types to start a debugger that connects at once."""
+    return shlex.join([kind, *_connecting(kind, address, payload)])
+
+
+def _connecting(kind: str, address: Address, payload: Path | None) -> list[str]:
     files = [str(payload)] if payload is not None else []
-    return shlex.join([kind, *files, "-ex" if kind == "gdb" else "-o", target_of(kind, address)])
+    return [*files, "-ex" if kind == "gdb" else "-o", target_of(kind, address)]
 
 
 def launch_configurations(address: Address, payload: Path, isa: str) -> list[dict[str, Any]]:
